@@ -1,0 +1,52 @@
+# Sluice. `make` lists the commands. Needs Python 3.11+ and make; everything else is installed into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help up demo test check format lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(STAMP) ## run the whole pipeline here, until Ctrl-C (data stays in .sluice/)
+	@$(BIN)/python -m deploy.local up $(ARGS)
+
+demo: $(STAMP) ## send a shop's search sessions through the pipeline and show what they say
+	@$(BIN)/python -m deploy.local demo $(ARGS)
+
+test: $(STAMP) ## every test, against real Kafka and the real ClickHouse engine
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(STAMP) ## pin all dependencies anew, with hashes
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
+	    -o deploy/locks/runtime.txt
+	$(BIN)/uv pip compile pyproject.toml --extra local --extra dev --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
+	    -c deploy/locks/runtime.txt -o deploy/locks/dev.txt
+
+clean: ## remove the environment and the local stack's data
+	rm -rf $(VENV) .sluice
+
+# Hatchling comes from the lock too, so that the editable install needs nothing from outside it.
+$(STAMP): deploy/locks/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Sluice needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 …"; exit 1; }
+	@echo "Installing pinned dependencies into $(VENV) (once; about a minute) …"
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make a venv: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on --require-hashes -r deploy/locks/dev.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)

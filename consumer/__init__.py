@@ -1,0 +1,1 @@
+"""Kafka to ClickHouse: inserts events in batches, each exactly once."""

@@ -1,0 +1,1 @@
+"""HTTP gateway: validates search-interaction events and publishes them to Kafka."""

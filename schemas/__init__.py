@@ -1,0 +1,1 @@
+"""What gateway and consumer agree on: request models, streams, the wire format, the tables."""
