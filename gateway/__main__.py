@@ -1,0 +1,76 @@
+"""`python -m gateway` serves; `python -m gateway keys new` prints a fresh key and its hash."""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+
+import uvicorn
+
+from gateway.app import create_app
+from gateway.asgi import ASGIApp
+from gateway.metrics import MULTIPROCESS_DIR
+from gateway.registry import RegistryError, RegistryFile, key_digest, new_key
+from gateway.settings import GatewaySettings
+from schemas import logs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="sluice-gateway", description="Serve Sluice's HTTP gateway.")
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("serve", help="serve, with settings from GATEWAY_… variables (the default)")
+    keys = commands.add_parser("keys", help="keys for the registry file").add_subparsers(required=True)
+    keys.add_parser("new", help="print a fresh public key and token, each with its hash")
+    if parser.parse_args().command == "keys":
+        print_new_keys()
+    else:
+        serve(GatewaySettings.load())
+
+
+def print_new_keys() -> None:
+    for kind, prefix in (("public key", "pk"), ("token", "tok")):
+        key = new_key(prefix)
+        print(f"{kind:10}  {key}\n{'  sha256':10}  {key_digest(key.encode())}")
+
+
+def serve(settings: GatewaySettings) -> None:
+    """Until SIGTERM or SIGINT; exits 0 once everything in flight is answered."""
+    logs.configure(settings.log_level)
+    try:
+        RegistryFile(settings.registry_file)
+    except RegistryError as error:
+        sys.exit(f"GATEWAY_REGISTRY_FILE: {settings.registry_file}: {error}")
+    # uvicorn raises the signal it was stopped by once more when it is done, which would end us with 143.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: None)
+    with tempfile.TemporaryDirectory(prefix="sluice-metrics-") as metrics_dir:
+        if settings.workers > 1:
+            os.environ[MULTIPROCESS_DIR] = metrics_dir
+        uvicorn.run(
+            "gateway.__main__:worker",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=max(1, settings.shutdown_deadline_ms // 1000),
+        )
+
+
+def worker() -> ASGIApp:
+    """The application of one worker process."""
+    settings = GatewaySettings.load()
+    logs.configure(settings.log_level)
+    return create_app(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Every metric of the gateway, declared once. Right with several workers too (prometheus multiprocess mode)."""
+
+import os
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    multiprocess,
+)
+
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+class Metrics:
+    """One set a process; tests make their own with a fresh registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        disable_created_metrics()
+        self._registry = registry
+        # Events whose request reached an endpoint: each is later delivered or refused.
+        self.received = Counter("gateway_events_received", "Events that arrived", ["stream"], registry=registry)
+        # Events by what became of the batch that they were in: delivered, failed, expired, in_doubt.
+        self._published = Counter(
+            "gateway_events_published",
+            "Events by outcome of their batch",
+            ["stream", "outcome"],
+            registry=registry,
+        )
+        # Events answered with an error, by the status and type of the answer.
+        self.refused = Counter(
+            "gateway_events_refused", "Events refused", ["stream", "status", "type"], registry=registry
+        )
+        # From a batch's first record to its outcome: the wait of its slowest caller.
+        self._publish_s = Histogram(
+            "gateway_publish_seconds",
+            "Time from a batch's first record to its outcome",
+            ["stream"],
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
+        self._batch_records = Histogram(
+            "gateway_batch_records",
+            "Records in a batch",
+            ["stream"],
+            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000),
+            registry=registry,
+        )
+
+    def batch(self, stream: str, outcome: str, records: int, seconds: float) -> None:
+        """A batch has its outcome. Called once a batch, so that no event pays for it."""
+        self._published.labels(stream, outcome).inc(records)
+        self._publish_s.labels(stream).observe(seconds)
+        self._batch_records.labels(stream).observe(records)
+
+    def render(self) -> bytes:
+        """The page at /metrics: of all workers where there are several."""
+        if MULTIPROCESS_DIR not in os.environ:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        return generate_latest(registry)

@@ -1,0 +1,274 @@
+"""Group commit to Kafka: what arrives while one produce request is under way forms the next batch.
+
+No linger when idle, large batches under load, and one future a batch: every caller whose record is in it
+waits on the same one. Promise: a batch is `DELIVERED` only once all in-sync replicas have it. Limits:
+`pending_bytes_max` bytes that wait or are under way, one batch under way per partition, one produce
+request per broker (aiokafka's rule; a batch closed any earlier would only be a smaller one), and
+`deadline_ms` from a batch's first record to its outcome.
+
+A record that does not name a partition goes to whichever is free when its batch leaves, so a broker that
+hangs holds up one batch of each of its partitions and nothing else.
+"""
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from gateway.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+RECORD_OVERHEAD_BYTES = 64  # lengths, timestamp and header of a record, generously
+CONNECT_TIMEOUT_S = 10.0
+CONNECT_BACKOFF_S = (0.2, 5.0)
+LEADER_RETRY_S = 0.1
+
+
+class Outcome(enum.Enum):
+    """What became of a batch. Only DELIVERED may be answered with 200."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    EXPIRED = "expired"  # never sent: it will not arrive
+    IN_DOUBT = "in_doubt"  # sent, and no answer in time: it may still arrive
+
+
+class PublisherRefusal(Exception):
+    """The record was not taken: nothing of it is anywhere. `reason` is stable."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Batch:
+    """Records of one topic that leave together; `outcome` is what their callers wait on."""
+
+    __slots__ = ("builder", "bytes", "opened_at", "outcome", "partition", "timer", "topic")
+
+    def __init__(self, topic: str, builder: BatchBuilder, loop: asyncio.AbstractEventLoop) -> None:
+        self.topic = topic
+        self.builder = builder
+        self.bytes = 0
+        self.opened_at = loop.time()
+        self.outcome: asyncio.Future[Outcome] = loop.create_future()
+        self.partition: int | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def settle(self, outcome: Outcome) -> bool:
+        """Tell the callers, unless they have been told. A result, not an exception: one exception object
+        raised in a thousand callers would collect a thousand tracebacks."""
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.outcome.done():
+            return False
+        self.outcome.set_result(outcome)
+        return True
+
+
+class KafkaPublisher:
+    """Start it with a running event loop; it connects, and reconnects, by itself."""
+
+    def __init__(
+        self,
+        topics: Iterable[str],
+        connection: dict[str, Any],
+        *,
+        batch_bytes_max: int,
+        pending_bytes_max: int,
+        deadline_ms: int,
+        metrics: Metrics,
+    ) -> None:
+        self._connection = connection
+        self._batch_bytes_max = batch_bytes_max
+        self._pending_bytes_max = pending_bytes_max
+        self._deadline_s = deadline_ms / 1000
+        self._metrics = metrics
+        self._waiting: dict[str, deque[Batch]] = {topic: deque() for topic in topics}
+        self._next_partition = dict.fromkeys(self._waiting, 0)
+        self._pending_bytes = 0
+        self._producer: AIOKafkaProducer | None = None
+        self._busy: set[TopicPartition] = set()
+        self._busy_brokers: set[int] = set()
+        self._dispatch_due = False
+        self._deliveries: set[asyncio.Task[None]] = set()
+        self._connector: asyncio.Task[None] | None = None
+        self.unready_reason: str | None = "not connected to Kafka yet"
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connector = asyncio.create_task(self._connect(), name="kafka-connect")
+
+    def publish(self, topic: str, key: bytes, value: bytes, timestamp_ms: int) -> asyncio.Future[Outcome]:
+        """Queue a record; the future of its batch. Raises PublisherRefusal: no connection, no room, too large."""
+        producer = self._producer
+        if producer is None:
+            raise PublisherRefusal("kafka_unavailable", "Kafka cannot be reached")
+        size = len(key) + len(value) + RECORD_OVERHEAD_BYTES
+        if self._pending_bytes + size > self._pending_bytes_max:
+            raise PublisherRefusal("overloaded", "Too many events wait for Kafka")
+        waiting = self._waiting[topic]
+        batch = waiting[-1] if waiting else None
+        if batch is None or batch.builder.append(timestamp=timestamp_ms, key=key, value=value) is None:
+            if size > self._batch_bytes_max:
+                raise PublisherRefusal("record_too_large", "The record is larger than a batch may be")
+            batch = Batch(topic, producer.create_batch(), self._loop)
+            batch.builder.append(timestamp=timestamp_ms, key=key, value=value)
+            batch.timer = self._loop.call_later(self._deadline_s, self._expire, batch)
+            waiting.append(batch)
+            self._dispatch_soon()
+        batch.bytes += size
+        self._pending_bytes += size
+        return batch.outcome
+
+    async def stop(self, deadline_s: float) -> None:
+        """Wait for what is under way, at most `deadline_s`; then let go, whatever Kafka does."""
+        if self._connector is not None:
+            self._connector.cancel()
+            await asyncio.gather(self._connector, return_exceptions=True)
+        pending = {batch.outcome for waiting in self._waiting.values() for batch in waiting} | self._deliveries
+        if pending:
+            await asyncio.wait(pending, timeout=deadline_s)
+        producer, self._producer = self._producer, None
+        for task in self._deliveries:
+            task.cancel()
+        await asyncio.gather(*self._deliveries, return_exceptions=True)
+        if producer is not None:
+            await _close(producer, deadline_s)
+
+    def _dispatch_soon(self) -> None:
+        """On the loop's next turn, so that everything that arrives in this one goes together."""
+        if not self._dispatch_due:
+            self._dispatch_due = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        """Send waiting batches to free partitions of free brokers, round robin."""
+        self._dispatch_due = False
+        producer = self._producer
+        if producer is None:
+            return
+        cluster = producer.client.cluster
+        engaged: set[int] = set()
+        leaderless = False
+        for topic, waiting in self._waiting.items():
+            if not waiting:
+                continue
+            partitions = sorted(cluster.partitions_for_topic(topic) or ())
+            first = self._next_partition[topic]
+            for step in range(len(partitions)):
+                if not waiting:
+                    break
+                partition = TopicPartition(topic, partitions[(first + step) % len(partitions)])
+                broker = cluster.leader_for_partition(partition)
+                if broker is None or broker == -1:
+                    leaderless = True
+                elif broker not in self._busy_brokers and partition not in self._busy:
+                    engaged.add(broker)
+                    self._next_partition[topic] = first + step + 1
+                    self._send(producer, waiting.popleft(), partition, broker)
+            if waiting and (leaderless or not partitions) and not self._busy_brokers:
+                # Nothing under way whose end would bring us back here: look for leaders again, then retry.
+                producer.client.force_metadata_update()
+                self._loop.call_later(LEADER_RETRY_S, self._dispatch_soon)
+        self._busy_brokers |= engaged
+
+    def _send(self, producer: AIOKafkaProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
+        batch.partition = partition.partition
+        self._busy.add(partition)
+        task = self._loop.create_task(self._deliver(producer, batch, partition, broker))
+        self._deliveries.add(task)
+        task.add_done_callback(self._deliveries.discard)
+
+    async def _deliver(self, producer: AIOKafkaProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
+        """One batch, until Kafka has answered, however late."""
+        outcome = Outcome.FAILED
+        try:
+            await (await producer.send_batch(batch.builder, partition.topic, partition=partition.partition))
+            outcome = Outcome.DELIVERED
+        except (KafkaError, OSError) as error:
+            log.error(
+                "kafka refused a batch",
+                topic=partition.topic,
+                partition=partition.partition,
+                error=repr(error),
+            )
+            # With idempotence a refused batch leaves a gap in the sequence, and a fatal error a dead sender.
+            self._replace(producer)
+        finally:
+            self._pending_bytes -= batch.bytes
+            if producer is self._producer:
+                self._busy.discard(partition)
+                self._busy_brokers.discard(broker)
+                self._dispatch_soon()
+            self._settle(batch, outcome)
+
+    def _expire(self, batch: Batch) -> None:
+        if batch.partition is None:
+            self._waiting[batch.topic].remove(batch)
+            self._pending_bytes -= batch.bytes
+            self._settle(batch, Outcome.EXPIRED)
+        else:
+            self._settle(batch, Outcome.IN_DOUBT)
+
+    def _settle(self, batch: Batch, outcome: Outcome) -> None:
+        if batch.settle(outcome):
+            records = batch.builder.record_count()
+            self._metrics.batch(batch.topic, outcome.value, records, self._loop.time() - batch.opened_at)
+
+    def _replace(self, producer: AIOKafkaProducer) -> None:
+        if producer is self._producer:
+            self._producer = None
+            self.unready_reason = "the connection to Kafka is being replaced"
+            self._connector = self._loop.create_task(self._connect(producer), name="kafka-connect")
+
+    async def _connect(self, replaced: AIOKafkaProducer | None = None) -> None:
+        """Until there is a producer that knows every topic."""
+        if replaced is not None:
+            await _close(replaced, CONNECT_TIMEOUT_S)
+        backoff_s, backoff_max_s = CONNECT_BACKOFF_S
+        while True:
+            producer = AIOKafkaProducer(
+                **self._connection,
+                acks="all",
+                enable_idempotence=True,
+                max_batch_size=self._batch_bytes_max,
+                metadata_max_age_ms=60_000,
+            )
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await producer.start()
+                    for topic in self._waiting:
+                        await producer.partitions_for(topic)
+            except (KafkaError, OSError, TimeoutError) as error:
+                reason = f"{type(error).__name__}: {error}".rstrip(": ")
+                if self.unready_reason != reason:
+                    log.warning("cannot use kafka yet", reason=reason, topics=list(self._waiting))
+                    self.unready_reason = reason
+                await _close(producer, CONNECT_TIMEOUT_S)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, backoff_max_s)
+            else:
+                break
+        self._busy.clear()
+        self._busy_brokers.clear()
+        self._producer = producer
+        self.unready_reason = None
+        log.info("connected to kafka", topics=list(self._waiting))
+        self._dispatch_soon()
+
+
+async def _close(producer: AIOKafkaProducer, timeout_s: float) -> None:
+    """With idempotence a batch never expires, so `stop` waits for as long as Kafka is away: it gets a limit."""
+    try:
+        await asyncio.wait_for(producer.stop(), timeout_s)
+    except (KafkaError, OSError, TimeoutError) as error:
+        log.warning("kafka producer did not stop in time", error=repr(error))
+        await producer.client.close()

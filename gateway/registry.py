@@ -1,0 +1,149 @@
+"""Apps, retrievers and their keys: a TOML file, reloaded when it changes.
+
+A broken new file is refused with a log line, and the old one stays in force. Keys are never in it, only
+their SHA-256: a key is 32 random bytes, so its hash needs neither salt nor stretching.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+log = structlog.get_logger(__name__)
+
+RELOAD_INTERVAL_S = 1.0
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RegistryError(Exception):
+    """The file cannot be read, or is no registry; the text says where."""
+
+
+class App(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Retriever(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    public_key_sha256: tuple[Sha256, ...]
+    token_sha256: tuple[Sha256, ...]
+
+
+class RegistryDocument(BaseModel):
+    """The TOML file: `[apps.SLUG]` and `[retrievers.NAME]` tables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    apps: dict[str, App] = {}
+    retrievers: dict[str, Retriever] = {}
+
+
+@dataclass(frozen=True)
+class Registry:
+    """One version of the file. Looks up, compares keys, decides nothing about answers."""
+
+    apps: dict[str, App]
+    retrievers: dict[str, Retriever]
+    _public_keys: frozenset[str] = field(init=False, repr=False)
+    _tokens: frozenset[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        retrievers = self.retrievers.values()
+        object.__setattr__(self, "_public_keys", frozenset(k for r in retrievers for k in r.public_key_sha256))
+        object.__setattr__(self, "_tokens", frozenset(k for r in retrievers for k in r.token_sha256))
+
+    @classmethod
+    def parse(cls, text: str) -> "Registry":
+        """Raises RegistryError, whose text names the table and the field, never a value."""
+        try:
+            document = RegistryDocument.model_validate(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise RegistryError(str(error)) from None
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            raise RegistryError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return cls(document.apps, document.retrievers)
+
+    def knows_public_key(self, digest: str) -> bool:
+        """Whether any retriever has this key. It decides between two refusals, never an admission."""
+        return digest in self._public_keys
+
+    def knows_token(self, digest: str) -> bool:
+        return digest in self._tokens
+
+
+def key_digest(key: bytes) -> str:
+    """Hex SHA-256 of a key as sent."""
+    return hashlib.sha256(key).hexdigest()
+
+
+def matches_any(digest: str, accepted: tuple[str, ...]) -> bool:
+    """Constant time in what is compared; every accepted digest is looked at."""
+    matched = False
+    for candidate in accepted:
+        matched |= hmac.compare_digest(digest, candidate)
+    return matched
+
+
+def new_key(prefix: str) -> str:
+    """A fresh key: `pk_` or `tok_` and 32 random bytes."""
+    return f"{prefix}_{secrets.token_urlsafe(32)}"
+
+
+class RegistryFile:
+    """`current` is the newest version of the file that was a registry."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises RegistryError if the file is no registry now: there is no older one to fall back on."""
+        self._path = path
+        self._seen = self._fingerprint()
+        self.current = self._read()
+
+    async def watch(self) -> None:
+        """Reload on every change, until cancelled."""
+        while True:
+            await asyncio.sleep(RELOAD_INTERVAL_S)
+            await self.reload_if_changed()
+
+    async def reload_if_changed(self) -> bool:
+        """Whether a new version is in force. Parsing happens off the event loop: a large file takes a while."""
+        fingerprint = self._fingerprint()
+        if fingerprint == self._seen:
+            return False
+        self._seen = fingerprint
+        try:
+            self.current = await asyncio.to_thread(self._read)
+        except RegistryError as error:
+            log.error("registry file refused, the old one stays in force", file=str(self._path), reason=str(error))
+            return False
+        log.info(
+            "registry reloaded",
+            file=str(self._path),
+            apps=len(self.current.apps),
+            retrievers=len(self.current.retrievers),
+        )
+        return True
+
+    def _read(self) -> Registry:
+        try:
+            text = self._path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RegistryError(f"cannot be read: {error}") from None
+        return Registry.parse(text)
+
+    def _fingerprint(self) -> Any:
+        """Changes when the file does, also when it is replaced by one of the same size (a mounted config map)."""
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,0 +1,31 @@
+"""How both processes reach Kafka: settings as the keyword arguments that every aiokafka client takes."""
+
+import ssl
+from typing import Any
+
+from schemas.settings import ProcessSettings
+
+
+def connection(settings: ProcessSettings) -> dict[str, Any]:
+    """Raises OSError (`ssl.SSLError` is one) for a certificate that cannot be read."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka_bootstrap_servers,
+        "security_protocol": settings.kafka_security_protocol,
+    }
+    if "SSL" in settings.kafka_security_protocol.split("_"):
+        options["ssl_context"] = _ssl_context(settings)
+    if settings.kafka_security_protocol.startswith("SASL"):
+        password = settings.kafka_sasl_password
+        options |= {
+            "sasl_mechanism": settings.kafka_sasl_mechanism,
+            "sasl_plain_username": settings.kafka_sasl_username,
+            "sasl_plain_password": password.get_secret_value() if password else None,
+        }
+    return options
+
+
+def _ssl_context(settings: ProcessSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
+    if settings.kafka_ssl_cert_file:
+        context.load_cert_chain(settings.kafka_ssl_cert_file, settings.kafka_ssl_key_file)
+    return context

@@ -1,0 +1,63 @@
+"""One `Stream` a contract: its topic, its table, and how an event becomes a record.
+
+A record's key is the event id, its value one JSON object: the row as ClickHouse's `JSONEachRow` takes it,
+less the two Kafka coordinates, which the consumer appends to the text without parsing it.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from schemas.app_interaction import InteractionRequest
+from schemas.retriever_interaction import TrackInteractionRequest
+from schemas.validation import dumps, loads, validate
+
+
+@dataclass(frozen=True)
+class Stream:
+    """`name` is the topic and the table; `owner` the column that says whose event it is."""
+
+    name: str
+    owner: str
+    model: type[BaseModel]
+    fields: frozenset[str] = field(init=False)
+    keeps_extra: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", frozenset(self.model.model_fields))
+        object.__setattr__(self, "keeps_extra", self.model.model_config.get("extra") == "allow")
+
+    def parse(self, body: bytes) -> dict[str, Any]:
+        """The checked event in `body`. Raises `schemas.validation.Invalid`."""
+        return validate(self.model, loads(body))
+
+    def encode(self, event: dict[str, Any], event_id: str, owner: str, received_ms: int) -> bytes:
+        """The record value for a checked event. Raises `Invalid` if it is nested too deep."""
+        row: dict[str, Any] = {"event_id": event_id, self.owner: owner, "received_at": iso_ms(received_ms)}
+        fields = self.fields
+        if event.keys() <= fields:
+            row.update(event)
+        else:
+            row.update({name: value for name, value in event.items() if name in fields})
+            if self.keeps_extra:
+                row["extra"] = {name: value for name, value in event.items() if name not in fields}
+        return dumps(row)
+
+
+APP_INTERACTIONS = Stream("app_interactions", "app", InteractionRequest)
+RETRIEVER_INTERACTIONS = Stream("retriever_interactions", "retriever", TrackInteractionRequest)
+STREAMS = (APP_INTERACTIONS, RETRIEVER_INTERACTIONS)
+
+
+def iso_ms(epoch_ms: int) -> str:
+    """`2026-11-22T06:20:00.123Z`: ClickHouse would take a bare integer for seconds."""
+    seconds, ms = divmod(epoch_ms, 1000)
+    return f"{_iso_seconds(seconds)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=4)  # thousands of events share a second
+def _iso_seconds(epoch_s: int) -> str:
+    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
