@@ -6,8 +6,16 @@ from typing import Any
 from schemas.settings import ProcessSettings
 
 
+class UnusableCertificate(OSError):
+    """`setting` names a file that cannot be read, or is no certificate; the text never has its path."""
+
+    def __init__(self, setting: str, cause: OSError) -> None:
+        super().__init__(f"cannot be used: {cause.strerror}")
+        self.setting = setting
+
+
 def connection(settings: ProcessSettings) -> dict[str, Any]:
-    """Raises OSError (`ssl.SSLError` is one) for a certificate that cannot be read."""
+    """Raises UnusableCertificate."""
     options: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap_servers,
         "security_protocol": settings.kafka_security_protocol,
@@ -25,7 +33,13 @@ def connection(settings: ProcessSettings) -> dict[str, Any]:
 
 
 def _ssl_context(settings: ProcessSettings) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
+    try:
+        context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
+    except OSError as error:
+        raise UnusableCertificate("kafka_ssl_ca_file", error) from None
     if settings.kafka_ssl_cert_file:
-        context.load_cert_chain(settings.kafka_ssl_cert_file, settings.kafka_ssl_key_file)
+        try:
+            context.load_cert_chain(settings.kafka_ssl_cert_file, settings.kafka_ssl_key_file)
+        except OSError as error:
+            raise UnusableCertificate("kafka_ssl_cert_file", error) from None
     return context

@@ -8,9 +8,9 @@ import difflib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NoReturn, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -39,6 +39,16 @@ class ProcessSettings(BaseSettings):
     kafka_sasl_password: Annotated[SecretStr | None, Field(description="with a SASL protocol")] = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level logged")] = "info"
 
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _brokers_have_ports(cls, servers: str) -> str:
+        # aiokafka would only find out when it connects, again and again.
+        for server in servers.split(","):
+            host, colon, port = server.strip().rpartition(":")
+            if not colon or not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+                raise ValueError("must be host:port, comma separated")
+        return servers
+
     @model_validator(mode="after")
     def _kafka_credentials_fit_protocol(self) -> Self:
         if self.kafka_security_protocol.startswith("SASL") and (
@@ -62,6 +72,12 @@ class ProcessSettings(BaseSettings):
         for name in cls.unknown_variables():
             print(f"{name} is not a setting{_did_you_mean(name, cls.variables())}; ignored.", file=sys.stderr)
         return settings
+
+    @classmethod
+    def refuse(cls, name: str, reason: str) -> NoReturn:
+        """For what only its user finds out: one line about the setting `name` to stderr, exit status 2."""
+        print(cls._sentence((name,), reason), file=sys.stderr)
+        sys.exit(2)
 
     @classmethod
     def variables(cls) -> dict[str, str]:

@@ -1,0 +1,110 @@
+"""The ledger: which range of a partition is being inserted, kept in the group's own offset commits.
+
+A committed offset says that everything before it is in ClickHouse. Its metadata may carry an intent: ranges
+from that offset on whose INSERT was, or is about to be, sent. Whoever owns the partition next sends exactly
+those again, under the same token, before anything else. Why this is exactly once: DESIGN.md.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import orjson
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from consumer.batch import Batch, Range
+from consumer.source import KafkaSource, KafkaUnavailable, TopicPartition
+
+CODEC_VERSION = 1
+METADATA_BYTES_MAX = 4096  # the broker's default for offset.metadata.max.bytes
+KAFKA_BACKOFF_MAX_S = 10.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class UnreadableIntent(Exception):
+    """Metadata that is not ours or of a newer build: nobody may guess what it meant."""
+
+
+@dataclass(frozen=True)
+class Intent:
+    """`opened_ms` is the wall time at which the first of the ranges was opened, epoch ms."""
+
+    ranges: tuple[Range, ...]
+    opened_ms: int
+
+    def encode(self) -> str:
+        """At most METADATA_BYTES_MAX for any number of ranges that a consumer has in flight."""
+        ranges = [[range_.first, range_.end] for range_ in self.ranges]
+        return orjson.dumps({"v": CODEC_VERSION, "r": ranges, "t": self.opened_ms}).decode()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger says of a partition: everything before `offset` has landed, `intent` may have."""
+
+    offset: int
+    intent: Intent | None
+
+
+def decode(offset: int, metadata: str) -> Entry:
+    """Raises UnreadableIntent."""
+    if not metadata:
+        return Entry(offset, None)
+    try:
+        document = orjson.loads(metadata)
+        if document["v"] != CODEC_VERSION:
+            raise UnreadableIntent(f"intent of codec version {document['v']}, this build reads {CODEC_VERSION}")
+        ranges = tuple(Range(int(first), int(end)) for first, end in document["r"])
+        intent = Intent(ranges, int(document["t"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreadableIntent(f"commit metadata is no intent: {metadata[:100]!r}") from error
+    position = offset
+    for range_ in ranges:
+        if range_.first != position or range_.end <= range_.first:
+            raise UnreadableIntent(f"intent does not continue offset {offset}: {metadata[:100]!r}")
+        position = range_.end
+    return Entry(offset, intent)
+
+
+class Ledger:
+    """Reads and writes it through the group's commits, for as long as Kafka takes to answer."""
+
+    def __init__(self, source: KafkaSource) -> None:
+        self._source = source
+
+    async def read(self, partitions: set[TopicPartition]) -> dict[TopicPartition, tuple[int, str]]:
+        """Offset and metadata of each partition that has a commit; `decode` makes an Entry of them."""
+        return await insistently(self._source.committed, partitions)
+
+    async def open(self, partition: TopicPartition, *ranges: Range) -> None:
+        """Everything before the ranges has landed, and they are about to be inserted. Raises Fenced."""
+        intent = Intent(ranges, time.time_ns() // 1_000_000)
+        await insistently(self._source.commit, partition, ranges[0].first, intent.encode())
+
+    async def close(self, partition: TopicPartition, offset: int) -> None:
+        """Everything before `offset` has landed, and nothing is open. Raises Fenced."""
+        await insistently(self._source.commit, partition, offset, "")
+
+    def token(self, partition: TopicPartition, batch: Batch) -> str:
+        """ClickHouse's `insert_deduplication_token` for a range: it names the range, not what was made of it.
+
+        The fingerprint of the range's first record tells a topic from another one that was made under its
+        name later, whose offsets start over.
+        """
+        first, end = batch.range.first, batch.range.end
+        return (
+            f"{self._source.cluster_id}/{partition.topic}/{partition.partition}/{first}-{end}/{batch.fingerprint:08x}"
+        )
+
+
+async def insistently(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Repeat a call to Kafka for as long as Kafka is away."""
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(KafkaUnavailable),
+        wait=wait_random_exponential(multiplier=0.1, max=KAFKA_BACKOFF_MAX_S),
+    )
+    result: T = await retrying(call, *args, **kwargs)
+    return result

@@ -1,0 +1,72 @@
+"""Every metric of the consumer, declared once."""
+
+import time
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from consumer.batch import Batch
+from consumer.source import TopicPartition
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """One set a process; tests make their own with a fresh registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        disable_created_metrics()
+        self._registry = registry
+        # Rows that ClickHouse has acknowledged.
+        self._rows = Counter("consumer_rows_inserted", "Rows acknowledged by ClickHouse", ["topic"], registry=registry)
+        self._batches = Counter(
+            "consumer_batches_inserted", "Batches acknowledged by ClickHouse", ["topic"], registry=registry
+        )
+        self._insert_s = Histogram(
+            "consumer_insert_seconds",
+            "Time of one acknowledged INSERT",
+            ["topic"],
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=registry,
+        )
+        # Attempts that failed, by ClickHouse's error code; 0 where there was no answer.
+        self._insert_failures = Counter(
+            "consumer_insert_failures", "Failed attempts to insert", ["topic", "code"], registry=registry
+        )
+        # Rows of ranges that were open when their partition came to us: sent again under the old token.
+        self._replayed_rows = Counter(
+            "consumer_rows_replayed", "Rows of open intents sent again", ["topic"], registry=registry
+        )
+        # Records behind the partition's end, at the last poll.
+        self.lag = Gauge("consumer_lag_records", "Records not yet inserted", ["topic", "partition"], registry=registry)
+        # From the gateway's received_at of a batch's last row to its acknowledgement.
+        self._delay_s = Gauge(
+            "consumer_delay_seconds", "Age of the newest row when it was inserted", ["topic"], registry=registry
+        )
+        self.buffered_bytes = Gauge("consumer_buffered_bytes", "Rows held in memory", registry=registry)
+        self.partitions = Gauge("consumer_partitions", "Partitions owned", registry=registry)
+        # Partitions that stopped with an alarm: their log says why. Anything but 0 needs a person.
+        self.stopped_partitions = Gauge("consumer_stopped_partitions", "Partitions that need help", registry=registry)
+
+    def inserted(self, partition: TopicPartition, batch: Batch, seconds: float) -> None:
+        self._rows.labels(partition.topic).inc(len(batch.rows))
+        self._batches.labels(partition.topic).inc()
+        self._insert_s.labels(partition.topic).observe(seconds)
+        self._delay_s.labels(partition.topic).set(time.time() - batch.newest_ms / 1000)
+
+    def insert_failed(self, partition: TopicPartition, code: int) -> None:
+        self._insert_failures.labels(partition.topic, str(code)).inc()
+
+    def replayed(self, partition: TopicPartition, rows: int) -> None:
+        self._replayed_rows.labels(partition.topic).inc(rows)
+
+    def render(self) -> bytes:
+        """The page at /metrics."""
+        return generate_latest(self._registry)

@@ -1,0 +1,138 @@
+"""One partition while this process owns it: records in, batches to ClickHouse, the ledger kept.
+
+The order that makes it exactly once: the intent is committed, then the range is inserted, and the commit that
+opens the next range closes this one. A worker lives for one assignment. When the assignment ends it is
+cancelled wherever it stands: an INSERT that is already on its way carries the very token that the next owner
+will send.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from consumer.batch import Batch, Filling, Limits, Range
+from consumer.inserter import Inserter
+from consumer.ledger import Ledger
+from consumer.metrics import Metrics
+from consumer.source import ConsumerRecord, TopicPartition
+
+log = structlog.get_logger(__name__)
+
+
+class PartitionWorker:
+    """Feed it from the poll loop; it runs by itself until cancelled, or until `drain` and its batch has landed.
+
+    `replays` are the ranges of the open intent that the ledger held at assignment; feeding starts at the first
+    of them. `landed` is the offset before which everything is in ClickHouse. At most the rows of two batches are
+    held: the one that is being inserted and the one that fills.
+    """
+
+    def __init__(
+        self,
+        partition: TopicPartition,
+        first: int,
+        replays: Sequence[Range],
+        limits: Limits,
+        ledger: Ledger,
+        inserter: Inserter,
+        metrics: Metrics,
+    ) -> None:
+        self.partition = partition
+        self._filling = Filling(partition.partition, first, limits)
+        self._replays = list(replays)
+        self._ledger = ledger
+        self._inserter = inserter
+        self._metrics = metrics
+        self._changed = asyncio.Event()
+        self._draining = False
+        self._inserting_bytes = 0
+        self.landed = first
+        self._closed = first
+
+    @property
+    def position(self) -> int:
+        """The next offset to be fed."""
+        return self._filling.position
+
+    @property
+    def bytes(self) -> int:
+        """Rows held in memory."""
+        return self._filling.bytes + self._inserting_bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether feeding should pause. A replay is read to its end, however large its batch was then."""
+        return self._filling.full and self._replay_is_read()
+
+    def feed(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
+        self._filling.add(records, time.monotonic())
+        self._changed.set()
+
+    def skip_to(self, offset: int) -> None:
+        """Kafka holds nothing between what was fed and `offset`."""
+        if offset > self.position:
+            self._filling.skip_to(offset)
+            self._changed.set()
+
+    def drain(self) -> None:
+        """Finish the batch in hand, then end; what fills is left for the next owner."""
+        self._draining = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Raises source.Fenced when the group has moved on."""
+        while self._replays and not self._draining:
+            await self._until(self._replay_is_read)
+            if self._replay_is_read():
+                await self._replay(self._filling.take(self._replays.pop(0).end))
+        while not self._draining:
+            if self.landed != self._closed and self._filling.empty:
+                await self._ledger.close(self.partition, self.landed)
+                self._closed = self.landed
+            await self._until(lambda: not self._filling.empty)
+            await self._until(lambda: self._filling.full, self._filling.ready_at())
+            if self._filling.empty or self._draining:
+                continue
+            batch = self._filling.take()
+            await self._ledger.open(self.partition, batch.range)
+            await self._insert(batch)
+        # With a replay left undone the intent stays open as it is, for the next owner.
+        if self.landed != self._closed and not self._replays:
+            await self._ledger.close(self.partition, self.landed)
+
+    def _replay_is_read(self) -> bool:
+        """Whether the next range to be replayed, if there is one, has been fed to its end."""
+        return not self._replays or self.position >= self._replays[0].end
+
+    async def _replay(self, batch: Batch) -> None:
+        log.info(
+            "replaying an open intent",
+            topic=self.partition.topic,
+            partition=self.partition.partition,
+            first=batch.range.first,
+            end=batch.range.end,
+        )
+        self._metrics.replayed(self.partition, len(batch.rows))
+        await self._insert(batch)
+
+    async def _insert(self, batch: Batch) -> None:
+        self._inserting_bytes = sum(map(len, batch.rows))
+        try:
+            await self._inserter.insert(self.partition, batch, self._ledger.token(self.partition, batch))
+        finally:
+            self._inserting_bytes = 0
+        self.landed = batch.range.end
+
+    async def _until(self, condition: Callable[[], bool], deadline: float | None = None) -> None:
+        """Wait for what feeding or draining brings about, or for `deadline` (monotonic)."""
+        while not condition() and not self._draining:
+            self._changed.clear()
+            timeout = None if deadline is None else deadline - time.monotonic()
+            if timeout is not None and timeout <= 0:
+                return
+            try:
+                await asyncio.wait_for(self._changed.wait(), timeout)
+            except TimeoutError:
+                return
