@@ -13,13 +13,16 @@ from rich.console import Console
 
 from consumer import migrations, status
 from consumer.clickhouse import ClickHouse, ClickHouseUnavailable, RowRejected
+from consumer.dead_letters import DeadLetters
 from consumer.inserter import Inserter
+from consumer.landing import Landing
 from consumer.loop import Consumer
 from consumer.metrics import Metrics
+from consumer.recovery import Recovery
 from consumer.server import create_server
 from consumer.settings import ConsumerSettings
 from consumer.source import KafkaSource, KafkaUnavailable
-from schemas import logs
+from schemas import kafka, logs
 from schemas.streams import STREAMS
 
 log = structlog.get_logger(__name__)
@@ -55,7 +58,9 @@ async def run(settings: ConsumerSettings) -> None:
     clickhouse = ClickHouse(settings)
     source = KafkaSource(settings, [stream.name for stream in STREAMS])
     inserter = Inserter(clickhouse, metrics)
-    consumer = Consumer(settings, source, inserter, metrics)
+    recovery = Recovery(clickhouse, inserter, kafka.connection(settings), metrics)
+    landing = Landing(clickhouse, inserter, DeadLetters(settings), recovery, metrics)
+    consumer = Consumer(settings, source, inserter, landing, recovery, metrics)
     server = create_server(consumer, metrics, settings.metrics_host, settings.metrics_port)
     serving = asyncio.create_task(server.serve(), name="metrics-server")
     try:

@@ -111,6 +111,17 @@ class ClickHouse:
             settings={**PARSING, "async_insert": 0},
         )
 
+    def columns(self, table: str) -> dict[str, str]:
+        """Type by name of the columns that an INSERT may fill. Raises ClickHouseUnavailable if there are none."""
+        found = self.query(
+            "SELECT name, type FROM system.columns WHERE database = {database:String} AND table = {table:String} "
+            "AND default_kind IN ('', 'DEFAULT') ORDER BY position",
+            {"database": self.database, "table": table},
+        )
+        if not found:
+            raise ClickHouseUnavailable(60, f"table {self.database}.{table} does not exist")
+        return dict(found)
+
     def query(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Rows of a SELECT."""
         return [tuple(row) for row in self._call("query", sql, parameters=parameters).result_rows]

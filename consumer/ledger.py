@@ -5,7 +5,6 @@ from that offset on whose INSERT was, or is about to be, sent. Whoever owns the 
 those again, under the same token, before anything else. Why this is exactly once: DESIGN.md.
 """
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -79,10 +78,9 @@ class Ledger:
         """Offset and metadata of each partition that has a commit; `decode` makes an Entry of them."""
         return await insistently(self._source.committed, partitions)
 
-    async def open(self, partition: TopicPartition, *ranges: Range) -> None:
-        """Everything before the ranges has landed, and they are about to be inserted. Raises Fenced."""
-        intent = Intent(ranges, time.time_ns() // 1_000_000)
-        await insistently(self._source.commit, partition, ranges[0].first, intent.encode())
+    async def open(self, partition: TopicPartition, intent: Intent) -> None:
+        """Everything before the intent has landed, and its ranges are about to be inserted. Raises Fenced."""
+        await insistently(self._source.commit, partition, intent.ranges[0].first, intent.encode())
 
     async def close(self, partition: TopicPartition, offset: int) -> None:
         """Everything before `offset` has landed, and nothing is open. Raises Fenced."""

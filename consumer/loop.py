@@ -14,8 +14,10 @@ import structlog
 from consumer import ledger
 from consumer.batch import Limits
 from consumer.inserter import Inserter
+from consumer.landing import Landing
 from consumer.metrics import Metrics
 from consumer.partition import PartitionWorker
+from consumer.recovery import Recovery
 from consumer.settings import ConsumerSettings
 from consumer.source import Fenced, KafkaSource, KafkaUnavailable, OutOfRange, TopicPartition
 
@@ -24,14 +26,28 @@ log = structlog.get_logger(__name__)
 POLL_TIMEOUT_MS = 200
 
 
+class LogTruncated(Exception):
+    """What comes next is not in Kafka any more."""
+
+
 class Consumer:
     """`run` until `stop`; one use."""
 
-    def __init__(self, settings: ConsumerSettings, source: KafkaSource, inserter: Inserter, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: ConsumerSettings,
+        source: KafkaSource,
+        inserter: Inserter,
+        landing: Landing,
+        recovery: Recovery,
+        metrics: Metrics,
+    ) -> None:
         self._settings = settings
         self._source = source
         self._ledger = ledger.Ledger(source)
         self._inserter = inserter
+        self._landing = landing
+        self._recovery = recovery
         self._metrics = metrics
         self._workers: dict[TopicPartition, PartitionWorker] = {}
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
@@ -47,6 +63,8 @@ class Consumer:
             return "no partitions assigned yet"
         if self._stopped:
             return f"stopped with an alarm: {', '.join(_name(tp) for tp in sorted(self._stopped))}"
+        if self._landing.alarms:
+            return "; ".join(f"{_name(tp)} waits: {reason}" for tp, reason in sorted(self._landing.alarms.items()))
         return self._inserter.unready_reason
 
     def stop(self) -> None:
@@ -93,7 +111,10 @@ class Consumer:
         self._metrics.buffered_bytes.set(buffered)
         memory_full = buffered >= self._settings.buffer_bytes_max
         for partition, worker in self._workers.items():
-            pause = worker.full or partition in self._stopped or (memory_full and worker.bytes > 0)
+            # A replay must be read to its end before it frees anything, so it is not held back.
+            pause = (
+                partition in self._stopped or worker.full or (memory_full and worker.bytes > 0 and not worker.replaying)
+            )
             if pause and partition not in self._paused:
                 self._source.pause(partition)
                 self._paused.add(partition)
@@ -108,50 +129,55 @@ class Consumer:
 
     async def assigned(self, partitions: set[TopicPartition]) -> None:
         await self._cancel_workers()
-        if not partitions:
-            self._assigned_once = True
-            return
-        entries = await self._ledger.read(partitions)
-        bounds = await ledger.insistently(self._source.bounds, partitions)
-        limits = self._limits(len(partitions))
-        for partition in partitions:
-            offset, metadata = entries.get(partition, (bounds[partition][0], ""))
-            self._source.seek(partition, offset)
-            try:
-                entry = ledger.decode(offset, metadata)
-            except ledger.UnreadableIntent as error:
-                self._halt(partition, str(error))
-                continue
-            worker = PartitionWorker(
-                partition,
-                entry.offset,
-                entry.intent.ranges if entry.intent else (),
-                limits,
-                self._ledger,
-                self._inserter,
-                self._metrics,
-            )
-            self._workers[partition] = worker
-            self._tasks[partition] = asyncio.create_task(self._run_worker(worker), name=_name(partition))
-        self._assigned_once = True
+        if partitions:
+            commits = await self._ledger.read(partitions)
+            bounds = await ledger.insistently(self._source.bounds, partitions)
+            limits = self._limits(len(partitions))
+            for partition in partitions:
+                self._source.pause(partition)
+                self._paused.add(partition)
+                owning = self._own(partition, commits.get(partition), bounds[partition], limits)
+                self._tasks[partition] = asyncio.create_task(owning, name=_name(partition))
+            log.info("partitions assigned", partitions=[_name(tp) for tp in sorted(partitions)], age_s=limits.age_s)
         self._metrics.partitions.set(len(partitions))
-        log.info("partitions assigned", partitions=[_name(tp) for tp in sorted(partitions)], age_s=limits.age_s)
+        self._assigned_once = True
+
+    async def _own(
+        self, partition: TopicPartition, commit: tuple[int, str] | None, bounds: tuple[int, int], limits: Limits
+    ) -> None:
+        """One partition, from where the ledger says until cancelled or drained."""
+        try:
+            entry = await self._entry(partition, commit, *bounds)
+            worker = PartitionWorker(
+                partition, entry.offset, entry.intent, limits, self._ledger, self._landing, self._metrics
+            )
+            self._source.seek(partition, entry.offset)
+            self._workers[partition] = worker
+            await worker.run()
+        except Fenced as error:
+            # A rebalance is on its way to us; it makes new workers.
+            log.warning("fenced: the group has moved on", partition=_name(partition), error=str(error))
+        except (ledger.UnreadableIntent, LogTruncated) as error:
+            self._halt(partition, str(error))
+        except Exception as error:
+            log.exception("worker failed", partition=_name(partition))
+            self._halt(partition, f"{type(error).__name__}: {error}")
+
+    async def _entry(
+        self, partition: TopicPartition, commit: tuple[int, str] | None, begin: int, end: int
+    ) -> ledger.Entry:
+        """Where to start. Raises UnreadableIntent or LogTruncated: a person must decide."""
+        if commit is None or commit[0] > end:
+            return await self._recovery.beginning(partition, begin, end)
+        if commit[0] < begin:
+            raise LogTruncated(f"Kafka has deleted offsets {commit[0]} to {begin - 1}, which were not yet inserted")
+        return ledger.decode(*commit)
 
     def _limits(self, partitions: int) -> Limits:
         """With many partitions each closes its batches later: ClickHouse wants few large inserts."""
         settings = self._settings
         age_s = max(settings.batch_age_ms_max / 1000, partitions / settings.inserts_per_second_max)
         return Limits(settings.batch_rows_max, settings.batch_bytes_max, age_s)
-
-    async def _run_worker(self, worker: PartitionWorker) -> None:
-        try:
-            await worker.run()
-        except Fenced as error:
-            # A rebalance is on its way to us; it makes new workers.
-            log.warning("fenced: the group has moved on", partition=_name(worker.partition), error=str(error))
-        except Exception as error:
-            log.exception("worker failed", partition=_name(worker.partition))
-            self._halt(worker.partition, f"{type(error).__name__}: {error}")
 
     def _halt(self, partition: TopicPartition, reason: str) -> None:
         """Leave one partition alone, loudly, and go on with the others."""

@@ -12,9 +12,6 @@ from prometheus_client import (
     generate_latest,
 )
 
-from consumer.batch import Batch
-from consumer.source import TopicPartition
-
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
@@ -37,11 +34,11 @@ class Metrics:
             registry=registry,
         )
         # Attempts that failed, by ClickHouse's error code; 0 where there was no answer.
-        self._insert_failures = Counter(
+        self.insert_failures = Counter(
             "consumer_insert_failures", "Failed attempts to insert", ["topic", "code"], registry=registry
         )
         # Rows of ranges that were open when their partition came to us: sent again under the old token.
-        self._replayed_rows = Counter(
+        self.replayed_rows = Counter(
             "consumer_rows_replayed", "Rows of open intents sent again", ["topic"], registry=registry
         )
         # Records behind the partition's end, at the last poll.
@@ -52,20 +49,28 @@ class Metrics:
         )
         self.buffered_bytes = Gauge("consumer_buffered_bytes", "Rows held in memory", registry=registry)
         self.partitions = Gauge("consumer_partitions", "Partitions owned", registry=registry)
-        # Partitions that stopped with an alarm: their log says why. Anything but 0 needs a person.
+        # Ranges that were compared with the table because its memory of their token may have ended.
+        self.reconciled = Counter(
+            "consumer_ranges_reconciled", "Ranges compared with the table by offset", ["topic"], registry=registry
+        )
+        # Records that no table can take, by the topic they came from.
+        self.dead_letters = Counter("consumer_dead_letters", "Dead letters written", ["topic"], registry=registry)
+        # Rows with a column that the table lacks; its value was kept in `extra`.
+        self.unknown_columns = Counter(
+            "consumer_unknown_columns", "Rows with a column the table lacks", ["topic", "column"], registry=registry
+        )
+        # Partitions that wait for a person, tried again now and then: their log says why.
+        self.alarms = Gauge("consumer_alarms", "Partitions that wait for help", registry=registry)
+        # Partitions that stopped for good, until the next rebalance or restart.
         self.stopped_partitions = Gauge("consumer_stopped_partitions", "Partitions that need help", registry=registry)
 
-    def inserted(self, partition: TopicPartition, batch: Batch, seconds: float) -> None:
-        self._rows.labels(partition.topic).inc(len(batch.rows))
-        self._batches.labels(partition.topic).inc()
-        self._insert_s.labels(partition.topic).observe(seconds)
-        self._delay_s.labels(partition.topic).set(time.time() - batch.newest_ms / 1000)
+    def inserted(self, topic: str, rows: int, seconds: float) -> None:
+        self._rows.labels(topic).inc(rows)
+        self._batches.labels(topic).inc()
+        self._insert_s.labels(topic).observe(seconds)
 
-    def insert_failed(self, partition: TopicPartition, code: int) -> None:
-        self._insert_failures.labels(partition.topic, str(code)).inc()
-
-    def replayed(self, partition: TopicPartition, rows: int) -> None:
-        self._replayed_rows.labels(partition.topic).inc(rows)
+    def landed(self, topic: str, newest_ms: int) -> None:
+        self._delay_s.labels(topic).set(time.time() - newest_ms / 1000)
 
     def render(self) -> bytes:
         """The page at /metrics."""

@@ -12,38 +12,42 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from consumer.batch import Batch, Filling, Limits, Range
-from consumer.inserter import Inserter
-from consumer.ledger import Ledger
+from consumer.batch import Batch, Filling, Limits
+from consumer.landing import Claim, Landing
+from consumer.ledger import Intent, Ledger
 from consumer.metrics import Metrics
 from consumer.source import ConsumerRecord, TopicPartition
 
 log = structlog.get_logger(__name__)
 
+PROOF_AGE_MAX_S = 2.0  # well under any session timeout
+
 
 class PartitionWorker:
     """Feed it from the poll loop; it runs by itself until cancelled, or until `drain` and its batch has landed.
 
-    `replays` are the ranges of the open intent that the ledger held at assignment; feeding starts at the first
-    of them. `landed` is the offset before which everything is in ClickHouse. At most the rows of two batches are
-    held: the one that is being inserted and the one that fills.
+    `open_intent` is what the ledger held at assignment; feeding starts at its first range. `landed` is the offset
+    before which everything is in ClickHouse. At most the rows of two batches are held: the one that is being
+    inserted and the one that fills.
     """
 
     def __init__(
         self,
         partition: TopicPartition,
         first: int,
-        replays: Sequence[Range],
+        open_intent: Intent | None,
         limits: Limits,
         ledger: Ledger,
-        inserter: Inserter,
+        landing: Landing,
         metrics: Metrics,
     ) -> None:
         self.partition = partition
         self._filling = Filling(partition.partition, first, limits)
-        self._replays = list(replays)
+        self._replays = list(open_intent.ranges) if open_intent else []
+        self._intent = open_intent
+        self._proven_at = 0.0
         self._ledger = ledger
-        self._inserter = inserter
+        self._landing = landing
         self._metrics = metrics
         self._changed = asyncio.Event()
         self._draining = False
@@ -60,6 +64,10 @@ class PartitionWorker:
     def bytes(self) -> int:
         """Rows held in memory."""
         return self._filling.bytes + self._inserting_bytes
+
+    @property
+    def replaying(self) -> bool:
+        return bool(self._replays)
 
     @property
     def full(self) -> bool:
@@ -96,8 +104,10 @@ class PartitionWorker:
             if self._filling.empty or self._draining:
                 continue
             batch = self._filling.take()
-            await self._ledger.open(self.partition, batch.range)
-            await self._insert(batch)
+            self._intent = Intent((batch.range,), time.time_ns() // 1_000_000)
+            self._proven_at = 0.0
+            await self._prove()
+            await self._insert(batch, sent_before=False)
         # With a replay left undone the intent stays open as it is, for the next owner.
         if self.landed != self._closed and not self._replays:
             await self._ledger.close(self.partition, self.landed)
@@ -114,16 +124,27 @@ class PartitionWorker:
             first=batch.range.first,
             end=batch.range.end,
         )
-        self._metrics.replayed(self.partition, len(batch.rows))
-        await self._insert(batch)
+        self._metrics.replayed_rows.labels(self.partition.topic).inc(len(batch.rows))
+        await self._insert(batch, sent_before=True)
 
-    async def _insert(self, batch: Batch) -> None:
+    async def _insert(self, batch: Batch, *, sent_before: bool) -> None:
+        assert self._intent is not None
+        token = self._ledger.token(self.partition, batch)
+        claim = Claim(self.partition, token, self._intent.opened_ms, sent_before, self._prove)
         self._inserting_bytes = sum(map(len, batch.rows))
         try:
-            await self._inserter.insert(self.partition, batch, self._ledger.token(self.partition, batch))
+            await self._landing.land(claim, batch)
         finally:
             self._inserting_bytes = 0
         self.landed = batch.range.end
+
+    async def _prove(self) -> None:
+        """Commit the open intent, again if that was a while ago: a process that slept through the end of its
+        session must not send what another one has long dealt with. Raises source.Fenced."""
+        assert self._intent is not None
+        if time.monotonic() - self._proven_at > PROOF_AGE_MAX_S:
+            await self._ledger.open(self.partition, self._intent)
+            self._proven_at = time.monotonic()
 
     async def _until(self, condition: Callable[[], bool], deadline: float | None = None) -> None:
         """Wait for what feeding or draining brings about, or for `deadline` (monotonic)."""

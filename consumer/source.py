@@ -4,9 +4,11 @@ What it adds: commits carry metadata, library errors become `Fenced` (somebody e
 what you hold) or `KafkaUnavailable` (try again), and assignment changes reach one listener.
 """
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
@@ -24,9 +26,13 @@ from schemas import kafka
 
 __all__ = ["ConsumerRecord", "Fenced", "KafkaSource", "KafkaUnavailable", "Listener", "OutOfRange", "TopicPartition"]
 
+log = structlog.get_logger(__name__)
+
 POLL_RECORDS_MAX = 10_000  # bounds the time between two turns of the event loop
+CLOSE_TIMEOUT_S = 10.0
 FETCH_BYTES_MAX = 16_777_216
-PARTITION_FETCH_BYTES_MAX = 4_194_304
+PARTITION_CLOSE_TIMEOUT_S = 10.0
+FETCH_BYTES_MAX = 4_194_304
 
 _FENCING = (
     CommitFailedError,
@@ -98,13 +104,17 @@ class KafkaSource:
             raise KafkaUnavailable(repr(error)) from error
 
     async def stop(self) -> None:
-        """Leave the group."""
+        """Leave the group, or at least the process: with Kafka away this takes CLOSE_TIMEOUT_S at most."""
         consumer, self._consumer = self._consumer, None
         admin, self._admin = self._admin, None
-        if consumer is not None:
-            await consumer.stop()
-        if admin is not None:
-            await admin.close()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                if consumer is not None:
+                    await consumer.stop()
+                if admin is not None:
+                    await admin.close()
+        except (KafkaError, OSError, TimeoutError) as error:
+            log.warning("kafka did not let go in time", error=repr(error))
 
     async def poll(self, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
         """Records by partition, POLL_RECORDS_MAX at most. Raises OutOfRange or KafkaUnavailable."""

@@ -3,16 +3,15 @@
 import time
 from dataclasses import dataclass
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from rich.table import Table
 
 from consumer import ledger
+from consumer.reader import LogReader
 from consumer.settings import ConsumerSettings
 from schemas import kafka
 from schemas.streams import STREAMS
-
-FETCH_TIMEOUT_MS = 5_000
 
 
 @dataclass(frozen=True)
@@ -32,49 +31,44 @@ async def partition_statuses(settings: ConsumerSettings) -> list[PartitionStatus
     """Of every partition of every stream, in order. Raises KafkaError or OSError."""
     connection = kafka.connection(settings)
     admin = AIOKafkaAdminClient(**connection)
-    reader = AIOKafkaConsumer(**connection, enable_auto_commit=False)
     try:
         await admin.start()
-        await reader.start()
-        partitions = [
-            TopicPartition(stream.name, partition)
-            for stream in STREAMS
-            for partition in sorted(reader.partitions_for_topic(stream.name) or ())
-        ]
-        if not partitions:
-            return []
-        committed = await admin.list_consumer_group_offsets(settings.group_id, partitions=partitions)
-        begins = await reader.beginning_offsets(partitions)
-        ends = await reader.end_offsets(partitions)
-        statuses = []
-        for tp in partitions:
-            entry = committed.get(tp)
-            offset = entry.offset if entry is not None and entry.offset >= 0 else None
-            next_offset = max(begins[tp], offset or 0)
-            lag = max(0, ends[tp] - next_offset)
-            statuses.append(
-                PartitionStatus(
-                    topic=tp.topic,
-                    partition=tp.partition,
-                    committed=offset,
-                    end=ends[tp],
-                    lag_records=lag,
-                    lag_s=await _age_s(reader, tp, next_offset) if lag else 0.0,
-                    open_intent=offset is not None and ledger.decode(offset, entry.metadata or "").intent is not None,
-                )
-            )
-        return statuses
+        async with LogReader(connection) as reader:
+            return await _statuses(settings.group_id, admin, reader)
     finally:
-        await reader.stop()
         await admin.close()
 
 
-async def _age_s(reader: AIOKafkaConsumer, partition: TopicPartition, offset: int) -> float:
-    reader.assign([partition])
-    reader.seek(partition, offset)
-    fetched = await reader.getmany(partition, timeout_ms=FETCH_TIMEOUT_MS, max_records=1)
-    records = fetched.get(partition)
-    return max(0.0, time.time() - records[0].timestamp / 1000) if records else 0.0
+async def _statuses(group_id: str, admin: AIOKafkaAdminClient, reader: LogReader) -> list[PartitionStatus]:
+    partitions = [partition for stream in STREAMS for partition in reader.partitions(stream.name)]
+    if not partitions:
+        return []
+    committed = await admin.list_consumer_group_offsets(group_id, partitions=partitions)
+    bounds = await reader.bounds(partitions)
+    statuses = []
+    for tp in partitions:
+        begin, end = bounds[tp]
+        entry = committed.get(tp)
+        offset = entry.offset if entry is not None and entry.offset >= 0 else None
+        next_offset = max(begin, offset or 0)
+        lag = max(0, end - next_offset)
+        statuses.append(
+            PartitionStatus(
+                topic=tp.topic,
+                partition=tp.partition,
+                committed=offset,
+                end=end,
+                lag_records=lag,
+                lag_s=await _age_s(reader, tp, next_offset) if lag else 0.0,
+                open_intent=offset is not None and ledger.decode(offset, entry.metadata or "").intent is not None,
+            )
+        )
+    return statuses
+
+
+async def _age_s(reader: LogReader, partition: TopicPartition, offset: int) -> float:
+    record = await reader.record(partition, offset)
+    return max(0.0, time.time() - record.timestamp / 1000) if record else 0.0
 
 
 def table(statuses: list[PartitionStatus]) -> Table:
