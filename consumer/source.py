@@ -31,8 +31,7 @@ log = structlog.get_logger(__name__)
 POLL_RECORDS_MAX = 10_000  # bounds the time between two turns of the event loop
 CLOSE_TIMEOUT_S = 10.0
 FETCH_BYTES_MAX = 16_777_216
-PARTITION_CLOSE_TIMEOUT_S = 10.0
-FETCH_BYTES_MAX = 4_194_304
+PARTITION_FETCH_BYTES_MAX = 4_194_304
 
 _FENCING = (
     CommitFailedError,
