@@ -29,14 +29,15 @@ format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
+    --no-emit-index-url --no-emit-find-links --no-emit-package sluice --custom-compile-command "make lock"
 lock: $(STAMP) ## pin all dependencies anew, with hashes
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
-	    -o deploy/locks/runtime.txt
-	$(BIN)/uv pip compile pyproject.toml --extra local --extra dev --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
-	    -c deploy/locks/runtime.txt -o deploy/locks/dev.txt
+	$(UV_COMPILE) -o deploy/locks/runtime.txt
+	$(UV_COMPILE) -o deploy/locks/dev.txt --extra local --extra dev -c deploy/locks/runtime.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --quiet --no-emit-index-url \
+	    --no-emit-find-links --custom-compile-command "make lock" -o deploy/locks/build.txt \
+	    -c deploy/locks/dev.txt deploy/locks/build.in
 
 clean: ## remove the environment and the local stack's data
 	rm -rf $(VENV) .sluice
