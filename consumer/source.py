@@ -16,6 +16,7 @@ from aiokafka.errors import (
     IllegalGenerationError,
     IllegalStateError,
     KafkaError,
+    NoOffsetForPartitionError,
     OffsetOutOfRangeError,
     RebalanceInProgressError,
     UnknownMemberIdError,
@@ -121,6 +122,8 @@ class KafkaSource:
             records: dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]] = await self._started.getmany(
                 timeout_ms=timeout_ms, max_records=POLL_RECORDS_MAX
             )
+        except NoOffsetForPartitionError:
+            return {}  # a group without commits, met before the ledger's seek; the next poll has a position
         except OffsetOutOfRangeError as error:
             raise OutOfRange(set(error.args[0])) from error
         except KafkaError as error:

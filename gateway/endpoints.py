@@ -7,7 +7,6 @@ than everything that is done with the event.
 import time
 from typing import Any, Protocol
 
-import orjson
 import structlog
 from uuid_utils import uuid7
 
@@ -118,11 +117,7 @@ class RetrieverInteractions(InteractionEndpoint):
         event = self.stream.parse(await read_body(scope, receive, self._event_bytes_max))
         if session_id and event.get("session_id") is None:
             event["session_id"] = session_id
-        event_id = await self._publish(event, name, received_ms)
-        if event.keys() <= self.stream.fields:
-            return _acknowledgement(event_id)
-        ignored = sorted(event.keys() - self.stream.fields)
-        return _acknowledgement(event_id, [f"unknown field {name[:100]!r} was not stored" for name in ignored[:20]])
+        return _acknowledgement(await self._publish(event, name, received_ms))
 
     def _authenticate(self, scope: Scope, name: str) -> str | None:
         """Check both credentials; the value of X-Session-ID. Raises Unauthorized, NotFound, Forbidden."""
@@ -167,8 +162,6 @@ def _header_text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def _acknowledgement(event_id: str, warnings: list[str] | None = None) -> bytes:
-    """The ids are ours or of a safe alphabet, so the common answer needs no encoder."""
-    if not warnings:
-        return b'{"success":true,"event_id":"%b","durability":"kafka"}' % event_id.encode()
-    return orjson.dumps({"success": True, "event_id": event_id, "durability": "kafka", "warnings": warnings})
+def _acknowledgement(event_id: str) -> bytes:
+    """The ids are ours or of a safe alphabet, so the answer needs no encoder."""
+    return b'{"success":true,"event_id":"%b","durability":"kafka"}' % event_id.encode()

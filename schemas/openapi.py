@@ -86,8 +86,8 @@ def _track_retriever_interaction() -> dict[str, Any]:
     return {
         "tags": ["Public Retrievers API"],
         "summary": "Track Interaction",
-        "description": "Record what a user did with a result of a published retriever. Fields that the schema "
-        "does not name are not stored, and the answer's `warnings` name them.",
+        "description": "Record what a user did with a result of a published retriever. Unknown top-level fields "
+        "are stored as they are.",
         "operationId": "track_interaction_v1_public_retrievers__public_name__interactions_post",
         "security": [{"bearer": [], "publicApiKey": []}],
         "parameters": [

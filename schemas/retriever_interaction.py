@@ -1,8 +1,8 @@
 """Body of `POST /v1/public/retrievers/{public_name}/interactions`, field for field as the contract has it.
 
 The contract shows `query_snapshot` and `metadata` as plain objects; null is taken as well, as it is for the
-same fields of the app contract: a client that writes absent fields as null must not lose its events.
-Fields that the contract does not name are not stored, and the answer says so.
+same fields of the app contract: a client that writes absent fields as null must not lose its events. For the
+same reason fields that the contract does not name are kept in `extra`, as the app contract has it.
 """
 
 from typing import Annotated, Literal

@@ -24,11 +24,9 @@ class Stream:
     owner: str
     model: type[BaseModel]
     fields: frozenset[str] = field(init=False)
-    keeps_extra: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", frozenset(self.model.model_fields))
-        object.__setattr__(self, "keeps_extra", self.model.model_config.get("extra") == "allow")
 
     def parse(self, body: bytes) -> dict[str, Any]:
         """The checked event in `body`. Raises `schemas.validation.Invalid`."""
@@ -42,8 +40,7 @@ class Stream:
             row.update(event)
         else:
             row.update({name: value for name, value in event.items() if name in fields})
-            if self.keeps_extra:
-                row["extra"] = {name: value for name, value in event.items() if name not in fields}
+            row["extra"] = {name: value for name, value in event.items() if name not in fields}
         return dumps(row)
 
 

@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS retriever_interactions
     result_set_size Nullable(Int64) CODEC(T64, ZSTD(1)),
     session_id Nullable(String) CODEC(ZSTD(1)),
     metadata Nullable(String) CODEC(ZSTD(3)) COMMENT 'JSON object as sent',
+    extra String DEFAULT '{}' CODEC(ZSTD(3)) COMMENT 'JSON object: top-level fields that the contract does not name',
     kafka_partition UInt32 CODEC(T64, ZSTD(1)),
     kafka_offset UInt64 CODEC(DoubleDelta, ZSTD(1)),
     inserted_at DateTime64(3, 'UTC') DEFAULT now64(3) CODEC(DoubleDelta, ZSTD(1)),
