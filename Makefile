@@ -4,9 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+SEEDS  ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test check format lock clean
+.PHONY: help up demo test chaos docs check format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +20,12 @@ demo: $(STAMP) ## send a shop's search sessions through the pipeline and show wh
 
 test: $(STAMP) ## every test, against real Kafka and the real ClickHouse engine
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP) ## break everything at random, SEEDS times, and count the rows afterwards
+	CHAOS_SEEDS=$(SEEDS) CHAOS_EVENTS=200000 $(BIN)/python -m pytest tests/chaos --tb=short $(ARGS)
+
+docs: $(STAMP) ## write README's table of settings anew
+	@$(BIN)/python -m deploy.settings_table
 
 check: $(STAMP) ## lint, format and types
 	$(BIN)/ruff check .

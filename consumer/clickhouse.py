@@ -119,8 +119,18 @@ class ClickHouse:
             {"database": self.database, "table": table},
         )
         if not found:
-            raise ClickHouseUnavailable(60, f"table {self.database}.{table} does not exist")
+            raise self._missing(table)
         return dict(found)
+
+    def engine(self, table: str) -> str:
+        """The table's engine with its settings, as SQL. Raises ClickHouseUnavailable if there is no such table."""
+        found = self.query(
+            "SELECT engine_full FROM system.tables WHERE database = {database:String} AND name = {table:String}",
+            {"database": self.database, "table": table},
+        )
+        if not found:
+            raise self._missing(table)
+        return str(found[0][0])
 
     def query(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Rows of a SELECT."""
@@ -137,6 +147,9 @@ class ClickHouse:
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
+
+    def _missing(self, table: str) -> ClickHouseUnavailable:
+        return ClickHouseUnavailable(60, f"table {self.database}.{table} does not exist")
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:

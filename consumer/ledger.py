@@ -17,6 +17,9 @@ from consumer.source import KafkaSource, KafkaUnavailable, TopicPartition
 
 CODEC_VERSION = 1
 METADATA_BYTES_MAX = 4096  # the broker's default for offset.metadata.max.bytes
+OPENED_OF_OLD = 0
+"""`opened_ms` of ranges whose rows may have landed in other blocks: no token speaks for them, the table does."""
+
 KAFKA_BACKOFF_MAX_S = 10.0
 
 P = ParamSpec("P")
@@ -29,7 +32,7 @@ class UnreadableIntent(Exception):
 
 @dataclass(frozen=True)
 class Intent:
-    """`opened_ms` is the wall time at which the first of the ranges was opened, epoch ms."""
+    """`opened_ms` is the wall time at which the first of the ranges was opened, epoch ms, or OPENED_OF_OLD."""
 
     ranges: tuple[Range, ...]
     opened_ms: int

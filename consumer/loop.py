@@ -8,6 +8,7 @@ ledger says. The epoch of that is simply which workers exist: a cancelled one ca
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 
 import structlog
 
@@ -24,10 +25,21 @@ from consumer.source import Fenced, KafkaSource, KafkaUnavailable, OutOfRange, T
 log = structlog.get_logger(__name__)
 
 POLL_TIMEOUT_MS = 200
+WORKER_RETRY_S = 5.0
 
 
 class LogTruncated(Exception):
     """What comes next is not in Kafka any more."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known of a partition when it comes to us: its commit, if any (offset and metadata), and the offsets
+    [begin, end) that Kafka holds."""
+
+    commit: tuple[int, str] | None
+    begin: int
+    end: int
 
 
 class Consumer:
@@ -53,6 +65,7 @@ class Consumer:
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
         self._paused: set[TopicPartition] = set()
         self._stopped: set[TopicPartition] = set()
+        self._failed: dict[TopicPartition, str] = {}
         self._stopping = asyncio.Event()
         self._assigned_once = False
 
@@ -63,8 +76,9 @@ class Consumer:
             return "no partitions assigned yet"
         if self._stopped:
             return f"stopped with an alarm: {', '.join(_name(tp) for tp in sorted(self._stopped))}"
-        if self._landing.alarms:
-            return "; ".join(f"{_name(tp)} waits: {reason}" for tp, reason in sorted(self._landing.alarms.items()))
+        waiting = {**self._landing.alarms, **self._failed}
+        if waiting:
+            return "; ".join(f"{_name(tp)} waits: {reason}" for tp, reason in sorted(waiting.items()))
         return self._inserter.unready_reason
 
     def stop(self) -> None:
@@ -130,48 +144,57 @@ class Consumer:
     async def assigned(self, partitions: set[TopicPartition]) -> None:
         await self._cancel_workers()
         if partitions:
-            commits = await self._ledger.read(partitions)
-            bounds = await ledger.insistently(self._source.bounds, partitions)
             limits = self._limits(len(partitions))
-            for partition in partitions:
+            for partition, start in (await self._starts(partitions)).items():
                 self._source.pause(partition)
                 self._paused.add(partition)
-                owning = self._own(partition, commits.get(partition), bounds[partition], limits)
-                self._tasks[partition] = asyncio.create_task(owning, name=_name(partition))
+                self._tasks[partition] = asyncio.create_task(self._own(partition, start, limits), name=_name(partition))
             log.info("partitions assigned", partitions=[_name(tp) for tp in sorted(partitions)], age_s=limits.age_s)
         self._metrics.partitions.set(len(partitions))
         self._assigned_once = True
 
-    async def _own(
-        self, partition: TopicPartition, commit: tuple[int, str] | None, bounds: tuple[int, int], limits: Limits
-    ) -> None:
-        """One partition, from where the ledger says until cancelled or drained."""
-        try:
-            entry = await self._entry(partition, commit, *bounds)
-            worker = PartitionWorker(
-                partition, entry.offset, entry.intent, limits, self._ledger, self._landing, self._metrics
-            )
-            self._source.seek(partition, entry.offset)
-            self._workers[partition] = worker
-            await worker.run()
-        except Fenced as error:
-            # A rebalance is on its way to us; it makes new workers.
-            log.warning("fenced: the group has moved on", partition=_name(partition), error=str(error))
-        except (ledger.UnreadableIntent, LogTruncated) as error:
-            self._halt(partition, str(error))
-        except Exception as error:
-            log.exception("worker failed", partition=_name(partition))
-            self._halt(partition, f"{type(error).__name__}: {error}")
+    async def _own(self, partition: TopicPartition, start: Start, limits: Limits) -> None:
+        """One partition, until cancelled, drained or fenced. What nobody foresaw is tried again from the ledger."""
+        while True:
+            try:
+                return await self._consume(partition, start, limits)
+            except Fenced as error:
+                # A rebalance is on its way to us; it makes new workers.
+                log.warning("fenced: the group has moved on", partition=_name(partition), error=str(error))
+                return None
+            except (ledger.UnreadableIntent, LogTruncated) as error:
+                self._halt(partition, str(error))
+                return None
+            except Exception as error:
+                log.exception("worker failed, will begin again", partition=_name(partition), retry_s=WORKER_RETRY_S)
+                self._failed[partition] = f"{type(error).__name__}: {error}"
+            await asyncio.sleep(WORKER_RETRY_S)
+            [start] = (await self._starts({partition})).values()
 
-    async def _entry(
-        self, partition: TopicPartition, commit: tuple[int, str] | None, begin: int, end: int
-    ) -> ledger.Entry:
+    async def _consume(self, partition: TopicPartition, start: Start, limits: Limits) -> None:
+        """From where the ledger says. Raises Fenced, UnreadableIntent, LogTruncated."""
+        entry = await self._entry(partition, start)
+        worker = PartitionWorker(
+            partition, entry.offset, entry.intent, limits, self._ledger, self._landing, self._metrics
+        )
+        self._source.seek(partition, entry.offset)
+        self._workers[partition] = worker
+        self._failed.pop(partition, None)
+        await worker.run()
+
+    async def _starts(self, partitions: set[TopicPartition]) -> dict[TopicPartition, Start]:
+        commits = await self._ledger.read(partitions)
+        bounds = await ledger.insistently(self._source.bounds, partitions)
+        return {partition: Start(commits.get(partition), *bounds[partition]) for partition in partitions}
+
+    async def _entry(self, partition: TopicPartition, start: Start) -> ledger.Entry:
         """Where to start. Raises UnreadableIntent or LogTruncated: a person must decide."""
-        if commit is None or commit[0] > end:
-            return await self._recovery.beginning(partition, begin, end)
-        if commit[0] < begin:
-            raise LogTruncated(f"Kafka has deleted offsets {commit[0]} to {begin - 1}, which were not yet inserted")
-        return ledger.decode(*commit)
+        if start.commit is None or start.commit[0] > start.end:
+            return await self._recovery.beginning(partition, start.begin, start.end)
+        offset, metadata = start.commit
+        if offset < start.begin:
+            raise LogTruncated(f"Kafka has deleted offsets {offset} to {start.begin - 1}, which were not yet inserted")
+        return ledger.decode(offset, metadata)
 
     def _limits(self, partitions: int) -> Limits:
         """With many partitions each closes its batches later: ClickHouse wants few large inserts."""
@@ -193,6 +216,7 @@ class Consumer:
         self._tasks.clear()
         self._paused.clear()
         self._stopped.clear()
+        self._failed.clear()
         self._metrics.stopped_partitions.set(0)
         self._metrics.partitions.set(0)
 

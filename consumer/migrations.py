@@ -94,10 +94,7 @@ def create_tables(clickhouse: ClickHouse, files: list[Migration], retention_days
 
 def _set_retention(clickhouse: ClickHouse, table: str, days: int) -> None:
     """The TTL that the setting asks for, changed only where it differs: a change rewrites parts."""
-    [(engine,)] = clickhouse.query(
-        "SELECT engine_full FROM system.tables WHERE database = {database:String} AND name = {table:String}",
-        {"database": clickhouse.database, "table": table},
-    )
+    engine = clickhouse.engine(table)
     ttl = f"toDateTime(received_at) + toIntervalDay({days})"
     if days and ttl not in engine:
         clickhouse.command(f"ALTER TABLE {table} MODIFY TTL {ttl}")

@@ -17,7 +17,7 @@ import structlog
 from consumer.batch import Range
 from consumer.clickhouse import ClickHouse
 from consumer.inserter import Inserter
-from consumer.ledger import Entry, Intent, insistently
+from consumer.ledger import OPENED_OF_OLD, Entry, Intent, insistently
 from consumer.metrics import Metrics
 from consumer.reader import LogReader
 from consumer.source import TopicPartition
@@ -45,17 +45,13 @@ class Recovery:
     ) -> Sequence[bytes]:
         """Which of the rows to send again for an intent of `opened_ms`: all while the table remembers its token,
         those that it does not hold afterwards. Raises ClickHouseUnavailable."""
-        if self._is_token_remembered(partition.topic, opened_ms):
+        if opened_ms != OPENED_OF_OLD and self._is_token_remembered(partition.topic, opened_ms):
             return rows
         return self._missing(partition, offsets, rows)
 
     def _is_token_remembered(self, table: str, opened_ms: int) -> bool:
         """Whether a token first sent at `opened_ms` is surely among those that the table remembers."""
-        [(engine,)] = self._clickhouse.query(
-            "SELECT engine_full FROM system.tables WHERE database = {database:String} AND name = {table:String}",
-            {"database": self._clickhouse.database, "table": table},
-        )
-        found = _WINDOW.search(engine)
+        found = _WINDOW.search(self._clickhouse.engine(table))
         window = int(found.group(1)) if found else 0
         # A block has one time of insertion, and two blocks of a partition never share it but by accident, which
         # the quarter leaves room for.
@@ -125,7 +121,7 @@ class Recovery:
             Range(start, min(start + TAIL_RANGE_OFFSETS, last + 1))
             for start in range(first, last + 1, TAIL_RANGE_OFFSETS)
         )
-        return Entry(first, Intent(ranges, opened_ms=0))
+        return Entry(first, Intent(ranges, OPENED_OF_OLD))
 
     async def _last_row(self, partition: TopicPartition) -> tuple[int, str] | None:
         """Offset and event id of the partition's last row in the table."""

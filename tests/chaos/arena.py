@@ -1,0 +1,273 @@
+"""A place to break things: real Kafka, the real engine, real consumer processes, and the reckoning at the end.
+
+Every arena has a database and a consumer group of its own and begins at the end of what the topics hold, so
+that scenarios share one pair of stores.
+"""
+
+import asyncio
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import clickhouse_connect
+import httpx
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from consumer.migrations import DEAD_LETTER_SUFFIX
+from deploy.local.process import Process, free_ports
+from deploy.local.stack import Stack
+from schemas.streams import APP_INTERACTIONS
+
+TOPIC = APP_INTERACTIONS.name
+PARTITIONS = 4
+WAIT_S_MAX = 60
+BATCH_ROWS = 300
+
+ROLLUP = """
+CREATE TABLE rollup (event_type LowCardinality(String), events UInt64) ENGINE = SummingMergeTree
+ORDER BY event_type SETTINGS non_replicated_deduplication_window = 10000;
+CREATE MATERIALIZED VIEW rollup_view TO rollup AS
+SELECT event_type, count() AS events FROM app_interactions GROUP BY event_type;
+"""
+
+
+@dataclass
+class Arena:
+    stack: Stack
+    seed: int
+    env: dict[str, str] = field(default_factory=dict)
+    random: Random = field(init=False)
+    name: str = field(init=False)
+    begins: dict[int, int] = field(init=False)
+    produced: list[str] = field(default_factory=list)
+    poisoned: set[str] = field(default_factory=set)
+    consumers: list[Process] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = Random(self.seed)
+        self.name = f"arena_{self.seed}_{uuid.uuid4().hex[:8]}"
+        self.env = {
+            "CONSUMER_GROUP_ID": self.name,
+            "CONSUMER_CLICKHOUSE_URL": f"{self.stack.endpoints.clickhouse_url}/{self.name}",
+            "CONSUMER_BATCH_ROWS_MAX": str(BATCH_ROWS),
+            "CONSUMER_BATCH_AGE_MS_MAX": "100",
+            "CONSUMER_INSERTS_PER_SECOND_MAX": "100",
+            "CONSUMER_SESSION_TIMEOUT_MS": "6000",
+            **self.env,
+        }
+        self.command("migrate")
+        for statement in ROLLUP.strip().rstrip(";").split(";"):
+            self.execute(statement)
+        self.begins = asyncio.run(self._begin_at_end())
+
+    # Processes
+
+    def consumer(self, step: str | None = None, hit: int = 1, **env: str) -> Process:
+        """A consumer, not started; with `step` one that kills itself there, the `hit`th time."""
+        [port] = free_ports(1)
+        crash = {"CHAOS_STEP": step, "CHAOS_HIT": str(hit)} if step else {}
+        name = f"{self.name}-consumer-{len(self.consumers)}"
+        process = self.stack.new_consumer(
+            name, port, {**self.env, **crash, **env}, module="tests.chaos.crashing_consumer"
+        )
+        self.consumers.append(process)
+        return process
+
+    def crash(self, step: str, hit: int = 1, **env: str) -> None:
+        """Run a consumer until it has killed itself."""
+        doomed = self.consumer(step, hit, **env)
+        doomed.spawn()
+        self.wait_ended(doomed)
+
+    def wait_ended(self, doomed: Process) -> None:
+        self.wait_until(lambda: not doomed.is_running)
+        assert doomed.exit_code == -signal.SIGKILL, self.logs()
+
+    def wait_until_unready(self, consumer: Process, reason: str) -> None:
+        """Until /readyz gives this reason."""
+        self.wait_until(lambda: reason in self._unready_reason(consumer))
+
+    def _unready_reason(self, consumer: Process) -> str:
+        assert consumer.env is not None
+        url = f"http://127.0.0.1:{consumer.env['CONSUMER_METRICS_PORT']}/readyz"
+        return str(httpx.get(url, timeout=5).json().get("reason", ""))
+
+    def command(self, *arguments: str) -> Process:
+        """`python -m consumer …`, run to its end. Raises `Failure` unless it exits with 0."""
+        process = self.stack.new_command(f"{self.name}-{arguments[0]}", "consumer", *arguments, env=self.env)
+        process.run()
+        return process
+
+    def close(self) -> None:
+        for consumer in self.consumers:
+            consumer.kill()
+
+    # Events
+
+    def produce(self, count: int, received_ms: Sequence[int] | None = None, **fields: Any) -> None:
+        values = []
+        for index in range(count):
+            event_id = f"{self.name}-{len(self.produced)}"
+            event = {"event_type": self.random.choice(["view", "click", "purchase"]), "position": index, **fields}
+            now_ms = received_ms[index] if received_ms else time.time_ns() // 1_000_000
+            values.append((event_id, APP_INTERACTIONS.encode(event, event_id, "demo", now_ms)))
+            self.produced.append(event_id)
+        asyncio.run(self._send(values))
+
+    def poison(self, count: int) -> None:
+        """Records that no table can take."""
+        bad = [
+            b'{"event_id":"a","app":"demo","received_at":"nonsense","event_type":"e"}',
+            b'{"event_id":"b","app":"demo","received_at":"2026-11-22T06:20:00.123Z","event_type":"e","position":"x"}',
+            b'{"event_id":"c","event_id":"d"}',
+            b'{"event_id":"e"}}',
+            b"not json at all",
+            b"",
+        ]
+        sent = asyncio.run(self._send([("poison", self.random.choice(bad)) for _ in range(count)]))
+        self.poisoned |= {f"{TOPIC}:{partition}:{offset}" for partition, offset in sent}
+
+    async def _send(self, records: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
+        """Partition and offset of each."""
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self.stack.endpoints.kafka_bootstrap_servers, acks="all", enable_idempotence=True
+        )
+        await producer.start()
+        try:
+            sent = [
+                await producer.send(TOPIC, key=key.encode(), value=value, partition=self.random.randrange(PARTITIONS))
+                for key, value in records
+            ]
+            return [(metadata.partition, metadata.offset) for metadata in await asyncio.gather(*sent)]
+        finally:
+            await producer.stop()
+
+    def dead_letter_keys(self) -> set[str]:
+        """Of this arena: those of records behind its beginning."""
+        keys = asyncio.run(self._read_keys(TOPIC + DEAD_LETTER_SUFFIX))
+        return {key for key in keys if int(key.split(":")[2]) >= self.begins[int(key.split(":")[1])]}
+
+    async def _read_keys(self, topic: str) -> set[str]:
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.stack.endpoints.kafka_bootstrap_servers)
+        await consumer.start()
+        try:
+            partition = TopicPartition(topic, 0)
+            consumer.assign([partition])
+            await consumer.seek_to_beginning(partition)
+            [end] = (await consumer.end_offsets([partition])).values()
+            keys = set()
+            while await consumer.position(partition) < end:
+                for records in (await consumer.getmany(partition, timeout_ms=1_000)).values():
+                    keys |= {record.key.decode() for record in records}
+            return keys
+        finally:
+            await consumer.stop()
+
+    async def _begin_at_end(self) -> dict[int, int]:
+        partitions = [TopicPartition(TOPIC, partition) for partition in range(PARTITIONS)]
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.stack.endpoints.kafka_bootstrap_servers, group_id=self.name, enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            consumer.assign(partitions)
+            ends = await consumer.end_offsets(partitions)
+            await consumer.commit(ends)
+        finally:
+            await consumer.stop()
+        return {tp.partition: end for tp, end in ends.items()}
+
+    # The reckoning
+
+    def execute(self, sql: str) -> None:
+        with self._client() as client:
+            client.command(sql)
+
+    def value(self, sql: str) -> Any:
+        with self._client() as client:
+            return client.query(sql).result_rows[0][0]
+
+    def landed(self) -> int:
+        return int(self.value("SELECT count() FROM app_interactions"))
+
+    def landed_of_produced(self) -> int:
+        return len(set(self.value("SELECT groupArray(event_id) FROM app_interactions")) & set(self.produced))
+
+    def wait_landed(self, count: int | None = None) -> None:
+        """Until so many rows (by default, all that was produced) are there."""
+        wanted = len(self.produced) if count is None else count
+        self.wait_until(lambda: self.landed() >= wanted)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """An answer that fails because a store is being restarted is no answer."""
+        deadline = time.monotonic() + WAIT_S_MAX
+        while not _ask(condition):
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    f"seed {self.seed}: waited {WAIT_S_MAX} s, for {len(self.produced)} rows\n{self.logs()}"
+                )
+            time.sleep(0.05)
+
+    def overflow_window(self, blocks: int) -> None:
+        """Other inserts, so many that the table forgets the tokens before them."""
+        for index in range(blocks):
+            self.execute(
+                "INSERT INTO app_interactions (event_id, app, received_at, event_type, kafka_partition, kafka_offset) "
+                f"SETTINGS async_insert = 0 VALUES ('filler{index}', 'filler', now64(3), 'filler', 99, {index})"
+            )
+
+    def forget_older(self) -> None:
+        """Rows of records from before this arena, and what the rollup counted of them."""
+        older = " OR ".join(f"(kafka_partition = {p} AND kafka_offset < {o})" for p, o in self.begins.items())
+        rows = int(self.value(f"SELECT count() FROM app_interactions WHERE {older}"))
+        self.execute(f"ALTER TABLE app_interactions DELETE WHERE {older} SETTINGS mutations_sync = 2")
+        assert int(self.value("SELECT sum(events) FROM rollup")) == len(self.produced) + rows
+        self.execute("TRUNCATE TABLE rollup")
+        self.execute("INSERT INTO rollup SELECT event_type, count() FROM app_interactions GROUP BY event_type")
+
+    def reckon(self, *, rollup: bool = True) -> None:
+        """Every record is one row, and the rollup counted each row once; the audit agrees. Stops the consumers
+        first, so that nothing is under way."""
+        for consumer in self.consumers:
+            consumer.stop()
+        expected = len(self.produced)
+        counts = self.value(
+            "SELECT (count(), uniqExact(event_id), uniqExact((kafka_partition, kafka_offset))) FROM app_interactions"
+        )
+        assert tuple(counts) == (expected,) * 3, f"seed {self.seed}: {counts}, produced {expected}\n{self.logs()}"
+        held = set(self.value("SELECT groupArray(event_id) FROM app_interactions"))
+        assert held == set(self.produced), f"seed {self.seed}: other events than those produced"
+        if rollup:
+            assert int(self.value("SELECT sum(events) FROM rollup")) == expected, f"seed {self.seed}: rollup differs"
+
+    def logs(self, lines: int = 8) -> str:
+        return "\n".join(
+            line for consumer in self.consumers for line in [f"--- {consumer.name}", *consumer.last_lines(lines)]
+        )
+
+    def _client(self) -> Any:
+        return clickhouse_connect.get_client(dsn=f"{self.stack.endpoints.clickhouse_url}/{self.name}")
+
+
+def _ask(condition: Callable[[], bool]) -> bool:
+    try:
+        return condition()
+    except (ClickHouseError, OSError, httpx.HTTPError):
+        return False
+
+
+@contextmanager
+def arena(stack: Stack, seed: int, **env: str) -> Iterator[Arena]:
+    print(f"seed {seed}", file=sys.stderr)  # pytest shows it when the test fails
+    entered = Arena(stack, seed, env)
+    try:
+        yield entered
+    finally:
+        entered.close()
