@@ -96,7 +96,8 @@ class Consumer:
             except KafkaUnavailable as error:
                 log.warning("kafka poll failed, will be repeated", error=str(error))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), 1)
+                    async with asyncio.timeout(1):
+                        await self._stopping.wait()
         for worker in self._workers.values():
             worker.drain()
         if self._tasks:

@@ -7,6 +7,7 @@ will send.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -148,12 +149,12 @@ class PartitionWorker:
 
     async def _until(self, condition: Callable[[], bool], deadline: float | None = None) -> None:
         """Wait for what feeding or draining brings about, or for `deadline` (monotonic)."""
-        while not condition() and not self._draining:
-            self._changed.clear()
-            timeout = None if deadline is None else deadline - time.monotonic()
-            if timeout is not None and timeout <= 0:
-                return
-            try:
-                await asyncio.wait_for(self._changed.wait(), timeout)
-            except TimeoutError:
-                return
+        loop = asyncio.get_running_loop()
+        if deadline is not None:
+            deadline += loop.time() - time.monotonic()
+        # Not wait_for: in Python 3.11 it may swallow a cancellation, and a worker must not outlive its assignment.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while not condition() and not self._draining:
+                    self._changed.clear()
+                    await self._changed.wait()

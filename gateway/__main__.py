@@ -3,7 +3,6 @@
 import argparse
 import os
 import signal
-import sys
 import tempfile
 
 import uvicorn
@@ -12,8 +11,9 @@ from gateway.app import create_app
 from gateway.asgi import ASGIApp
 from gateway.metrics import MULTIPROCESS_DIR
 from gateway.registry import RegistryError, RegistryFile, key_digest, new_key
+from gateway.server import HttpProtocol
 from gateway.settings import GatewaySettings
-from schemas import logs
+from schemas import kafka, logs
 
 
 def main() -> None:
@@ -39,8 +39,11 @@ def serve(settings: GatewaySettings) -> None:
     logs.configure(settings.log_level)
     try:
         RegistryFile(settings.registry_file)
+        kafka.connection(settings)
     except RegistryError as error:
-        sys.exit(f"GATEWAY_REGISTRY_FILE: {settings.registry_file}: {error}")
+        settings.refuse("registry_file", str(error))
+    except kafka.UnusableCertificate as error:
+        settings.refuse(error.setting, str(error))
     # uvicorn raises the signal it was stopped by once more when it is done, which would end us with 143.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: None)
@@ -54,7 +57,7 @@ def serve(settings: GatewaySettings) -> None:
             port=settings.port,
             workers=settings.workers,
             loop="uvloop",
-            http="httptools",
+            http=HttpProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -67,7 +70,7 @@ def serve(settings: GatewaySettings) -> None:
 
 def worker() -> ASGIApp:
     """The application of one worker process."""
-    settings = GatewaySettings.load()
+    settings = GatewaySettings()  # `main` has checked it, and has warned of misspelt variables
     logs.configure(settings.log_level)
     return create_app(settings)
 

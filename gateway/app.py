@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 import orjson
 from prometheus_client import CollectorRegistry
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.asgi import ASGIApp, Receive, Scope, Send
-from gateway.endpoints import AppInteractions, RetrieverInteractions
+from gateway.endpoints import AppInteractions, Publisher, RetrieverInteractions
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.publisher import KafkaPublisher
@@ -28,9 +29,18 @@ APP_PATH = "/v1/public/apps/{slug}/interactions"
 RETRIEVER_PATH = "/v1/public/retrievers/{public_name}/interactions"
 
 
+class RunningPublisher(Publisher, Protocol):
+    """A publisher that starts and stops with the application; `unready_reason` is None while it takes records."""
+
+    unready_reason: str | None
+
+    async def start(self) -> None: ...
+
+    async def stop(self, deadline_s: float) -> None: ...
+
+
 def create_app(settings: GatewaySettings) -> ASGIApp:
-    """Raises RegistryError if the registry file is none."""
-    registry = RegistryFile(settings.registry_file)
+    """The application over Kafka. Raises RegistryError if the registry file is none."""
     metrics = Metrics(CollectorRegistry())
     publisher = KafkaPublisher(
         [stream.name for stream in STREAMS],
@@ -40,6 +50,12 @@ def create_app(settings: GatewaySettings) -> ASGIApp:
         deadline_ms=settings.publish_deadline_ms,
         metrics=metrics,
     )
+    return compose(settings, publisher, metrics)
+
+
+def compose(settings: GatewaySettings, publisher: RunningPublisher, metrics: Metrics) -> ASGIApp:
+    """The application over any publisher. Raises RegistryError if the registry file is none."""
+    registry = RegistryFile(settings.registry_file)
     app_interactions = AppInteractions(registry, publisher, metrics, event_bytes_max=settings.event_bytes_max)
     retriever_interactions = RetrieverInteractions(
         registry, publisher, metrics, event_bytes_max=settings.event_bytes_max

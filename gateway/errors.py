@@ -1,6 +1,7 @@
 """Errors carry their own answer: status, type, code, headers. Everything a caller can be told is here.
 
     GatewayError
+    ├── BadRequest 400            not HTTP; Connection: close
     ├── InvalidEvent 422          the contract's `HTTPValidationError`
     ├── Unauthorized 401          WWW-Authenticate: Bearer
     ├── Forbidden 403
@@ -68,6 +69,13 @@ class InvalidEvent(GatewayError):
 
     def body(self) -> bytes:
         return orjson.dumps({"detail": self.detail})
+
+
+class BadRequest(GatewayError):
+    """Not HTTP at all: answered by the server, before there is a request."""
+
+    status = 400
+    type = "BadRequestError"
 
 
 class Unauthorized(GatewayError):

@@ -98,8 +98,10 @@ class KafkaPublisher:
         self._busy: set[TopicPartition] = set()
         self._busy_brokers: set[int] = set()
         self._dispatch_due = False
+        self._leader_retry_due = False
         self._deliveries: set[asyncio.Task[None]] = set()
         self._connector: asyncio.Task[None] | None = None
+        self._stopping = False
         self.unready_reason: str | None = "not connected to Kafka yet"
 
     async def start(self) -> None:
@@ -129,19 +131,21 @@ class KafkaPublisher:
         return batch.outcome
 
     async def stop(self, deadline_s: float) -> None:
-        """Wait for what is under way, at most `deadline_s`; then let go, whatever Kafka does."""
+        """Wait for what is under way, at most `deadline_s` in all; then let go, whatever Kafka does."""
+        ends_at = self._loop.time() + deadline_s
+        self._stopping = True
         if self._connector is not None:
             self._connector.cancel()
-            await asyncio.gather(self._connector, return_exceptions=True)
+            await asyncio.wait({self._connector}, timeout=deadline_s)
         pending = {batch.outcome for waiting in self._waiting.values() for batch in waiting} | self._deliveries
         if pending:
-            await asyncio.wait(pending, timeout=deadline_s)
+            await asyncio.wait(pending, timeout=max(0.0, ends_at - self._loop.time()))
         producer, self._producer = self._producer, None
         for task in self._deliveries:
             task.cancel()
         await asyncio.gather(*self._deliveries, return_exceptions=True)
         if producer is not None:
-            await _close(producer, deadline_s)
+            await _close(producer, max(0.0, ends_at - self._loop.time()))
 
     def _dispatch_soon(self) -> None:
         """On the loop's next turn, so that everything that arrives in this one goes together."""
@@ -174,11 +178,20 @@ class KafkaPublisher:
                     engaged.add(broker)
                     self._next_partition[topic] = first + step + 1
                     self._send(producer, waiting.popleft(), partition, broker)
-            if waiting and (leaderless or not partitions) and not self._busy_brokers:
-                # Nothing under way whose end would bring us back here: look for leaders again, then retry.
-                producer.client.force_metadata_update()
-                self._loop.call_later(LEADER_RETRY_S, self._dispatch_soon)
+            if waiting and (leaderless or not partitions):
+                self._look_for_leaders(producer)
         self._busy_brokers |= engaged
+
+    def _look_for_leaders(self, producer: AIOKafkaProducer) -> None:
+        """Ask for metadata, then dispatch again: what is under way may hang, and its end never bring us back."""
+        if not self._leader_retry_due:
+            self._leader_retry_due = True
+            producer.client.force_metadata_update()
+            self._loop.call_later(LEADER_RETRY_S, self._retry_leaders)
+
+    def _retry_leaders(self) -> None:
+        self._leader_retry_due = False
+        self._dispatch_soon()
 
     def _send(self, producer: AIOKafkaProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
         batch.partition = partition.partition
@@ -202,6 +215,9 @@ class KafkaPublisher:
             )
             # With idempotence a refused batch leaves a gap in the sequence, and a fatal error a dead sender.
             self._replace(producer)
+        except asyncio.CancelledError:
+            outcome = Outcome.IN_DOUBT  # `stop` lets go of it; Kafka may still get it
+            raise
         finally:
             self._pending_bytes -= batch.bytes
             if producer is self._producer:
@@ -224,7 +240,7 @@ class KafkaPublisher:
             self._metrics.batch(batch.topic, outcome.value, records, self._loop.time() - batch.opened_at)
 
     def _replace(self, producer: AIOKafkaProducer) -> None:
-        if producer is self._producer:
+        if producer is self._producer and not self._stopping:
             self._producer = None
             self.unready_reason = "the connection to Kafka is being replaced"
             self._connector = self._loop.create_task(self._connect(producer), name="kafka-connect")
@@ -247,16 +263,24 @@ class KafkaPublisher:
                     await producer.start()
                     for topic in self._waiting:
                         await producer.partitions_for(topic)
-            except (KafkaError, OSError, TimeoutError) as error:
+            except asyncio.CancelledError:
+                await _close(producer, CONNECT_TIMEOUT_S)
+                raise
+            except Exception as error:  # whatever it is: nothing is lost, and nobody else would try again
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
                 if self.unready_reason != reason:
                     log.warning("cannot use kafka yet", reason=reason, topics=list(self._waiting))
                     self.unready_reason = reason
                 await _close(producer, CONNECT_TIMEOUT_S)
+                if self._stopping:  # aiokafka may swallow the cancellation
+                    return
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, backoff_max_s)
             else:
                 break
+        if self._stopping:
+            await _close(producer, CONNECT_TIMEOUT_S)
+            return
         self._busy.clear()
         self._busy_brokers.clear()
         self._producer = producer
@@ -268,7 +292,8 @@ class KafkaPublisher:
 async def _close(producer: AIOKafkaProducer, timeout_s: float) -> None:
     """With idempotence a batch never expires, so `stop` waits for as long as Kafka is away: it gets a limit."""
     try:
-        await asyncio.wait_for(producer.stop(), timeout_s)
+        async with asyncio.timeout(timeout_s):  # before Python 3.12, `wait_for` may swallow a cancellation
+            await producer.stop()
     except (KafkaError, OSError, TimeoutError) as error:
         log.warning("kafka producer did not stop in time", error=repr(error))
         await producer.client.close()

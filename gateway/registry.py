@@ -66,11 +66,11 @@ class Registry:
         """Raises RegistryError, whose text names the table and the field, never a value."""
         try:
             document = RegistryDocument.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise RegistryError(str(error)) from None
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             raise RegistryError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        except (ValueError, RecursionError) as error:  # not TOML, an integer of 5,000 digits, brackets without end
+            raise RegistryError(str(error)) from None
         return cls(document.apps, document.retrievers)
 
     def knows_public_key(self, digest: str) -> bool:
@@ -136,8 +136,10 @@ class RegistryFile:
     def _read(self) -> Registry:
         try:
             text = self._path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RegistryError(f"cannot be read: {error}") from None
+        except OSError as error:
+            raise RegistryError(f"cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise RegistryError("cannot be read: it is not UTF-8") from None
         return Registry.parse(text)
 
     def _fingerprint(self) -> Any:

@@ -8,8 +8,9 @@ from pydantic_settings import SettingsConfigDict
 
 from schemas.settings import Port, ProcessSettings
 
-RECORD_GROWTH_MAX = 4
+RECORD_GROWTH_MAX = 3.8
 """A row is at most this many times its event's bytes: `9e15,` is written as `9000000000000000.0,`."""
+ROW_HEAD_BYTES = 1_000
 
 
 class GatewaySettings(ProcessSettings):
@@ -38,6 +39,11 @@ class GatewaySettings(ProcessSettings):
 
     @model_validator(mode="after")
     def _an_event_fits_a_batch(self) -> Self:
+        if self.event_bytes_max * RECORD_GROWTH_MAX + ROW_HEAD_BYTES > self.batch_bytes_max:
+            raise ValueError(
+                f"event_bytes_max must not exceed batch_bytes_max / {RECORD_GROWTH_MAX}: an event's record must fit a "
+                "batch, and it may be that much larger than the event"
+            )
         if self.batch_bytes_max > self.pending_bytes_max:
             raise ValueError("batch_bytes_max must not exceed pending_bytes_max: one batch must be able to wait")
         return self

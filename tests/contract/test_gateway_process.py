@@ -1,0 +1,449 @@
+"""`python -m gateway` itself, without Kafka: what only a real server on a real socket shows."""
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.contract.gateway_under_test import (
+    APP_PATH,
+    CREDENTIALS,
+    ENDPOINTS,
+    JSON,
+    OTHER_PUBLIC_KEY,
+    OTHER_TOKEN,
+    REGISTRY,
+    RETRIEVER_PATH,
+    SECRETS,
+    envelope,
+    validation_errors,
+    write_registry,
+)
+
+ROOT = Path(__file__).parents[2]
+START_S_MAX = 20.0
+POLL_S = 0.02
+UNKNOWN_TOKEN, UNKNOWN_KEY = "tok_UNKNOWN_but_secret", "pk_UNKNOWN_but_secret"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def eventually(condition: Callable[[], bool], seconds_max: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds_max
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(POLL_S)
+
+
+class Gateway:
+    """A gateway process; `registry` is its file, `output` all that it has said."""
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        self.registry = write_registry(directory)
+        self.port = free_port()
+        self._output = directory / "output"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
+            "GATEWAY_PORT": str(self.port),
+            "GATEWAY_REGISTRY_FILE": str(self.registry),
+            "GATEWAY_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",  # nobody listens there
+            "GATEWAY_LOG_LEVEL": "debug",
+            **settings,
+        }
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", verify=False)  # no TLS here
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gateway"], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text("utf-8")
+
+    def wait_until_live(self) -> None:
+        def live() -> bool:
+            assert self.process.poll() is None, self.output
+            try:
+                return self.http.get("/livez").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        eventually(live, START_S_MAX)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to end; its exit status."""
+        self.http.close()
+        self.process.send_signal(signum)
+        try:
+            return self.process.wait(15)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    gateway = Gateway(tmp_path_factory.mktemp("gateway"))
+    try:
+        gateway.wait_until_live()
+        yield gateway
+    finally:
+        status = gateway.stop()
+    assert status == 0
+    assert "Traceback" not in gateway.output
+    assert '"exception"' not in gateway.output
+
+
+@pytest.fixture
+def connection(gateway: Gateway) -> Iterator[socket.socket]:
+    with gateway.connect() as connection:
+        yield connection
+
+
+def head(path: str, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: gateway", "Content-Type: application/json", *headers, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def answer(connection: socket.socket) -> httpx.Response:
+    """The next answer on a connection; of the socket nothing else is read."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += receive(connection)
+    top, body = received.split(b"\r\n\r\n", 1)
+    status_line, *lines = top.decode("latin-1").split("\r\n")
+    headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    length = int(httpx.Headers(headers).get("content-length", "0"))
+    while len(body) < length:
+        body += receive(connection)
+    assert len(body) == length
+    return httpx.Response(int(status_line.split()[1]), headers=headers, content=body)
+
+
+def receive(connection: socket.socket) -> bytes:
+    received = connection.recv(65_536)
+    assert received, "closed before the answer was whole"
+    return received
+
+
+def unsent(connection: socket.socket) -> int:
+    """Bytes that the other side's system has not acknowledged (SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other side ends the connection (the socket's timeout bounds the wait)."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+# Without Kafka
+
+
+def test_live_but_not_ready(gateway: Gateway) -> None:
+    assert gateway.http.get("/livez").status_code == 200
+    response = gateway.http.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["status"] == "unready"
+    assert response.json()["reason"]
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
+def test_valid_event_is_503_with_retry_after(endpoint: Any, gateway: Gateway) -> None:
+    response = gateway.http.post(endpoint.path, content=endpoint.body, headers=endpoint.headers)
+    error = envelope(response, 503, "ServiceUnavailableError")
+    assert error["code"] == "kafka_unavailable"
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_invalid_event_is_422_all_the_same(gateway: Gateway) -> None:
+    validation_errors(gateway.http.post(APP_PATH, content=b"{", headers=JSON))
+
+
+def test_openapi_document_is_served(gateway: Gateway) -> None:
+    assert gateway.http.get("/openapi.json").json()["openapi"].startswith("3.1.")
+
+
+def test_metrics_are_served(gateway: Gateway) -> None:
+    assert "gateway_events_received_total" in gateway.http.get("/metrics").text
+
+
+def test_server_does_not_name_itself(gateway: Gateway) -> None:
+    assert "server" not in gateway.http.get("/livez").headers
+
+
+# Bodies that stream in
+
+
+def test_chunked_body_is_refused_while_it_streams_in(connection: socket.socket) -> None:
+    connection.sendall(head(APP_PATH, "Transfer-Encoding: chunked"))
+    for _ in range(5):  # 320 KiB, and no end
+        connection.sendall(chunk(b"[" * 65_536))
+    response = answer(connection)
+    envelope(response, 413, "PayloadTooLargeError")
+    assert response.headers["connection"] == "close"
+    assert is_closed(connection)
+
+
+def test_announced_length_is_refused_before_the_body(connection: socket.socket) -> None:
+    connection.sendall(head(APP_PATH, "Content-Length: 262145"))
+    envelope(answer(connection), 413, "PayloadTooLargeError")
+    assert is_closed(connection)
+
+
+def test_body_of_the_largest_size_is_read(connection: socket.socket) -> None:
+    body = b'{"event_type":"%b"}' % (b"x" * (262_144 - len(b'{"event_type":""}')))
+    connection.sendall(head(APP_PATH, "Content-Length: 262144") + body)
+    envelope(answer(connection), 503, "ServiceUnavailableError")
+
+
+def test_body_in_pieces_over_time(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in head(APP_PATH, "Transfer-Encoding: chunked") + chunk(b'{"event_type"') + chunk(b':"e"}') + b"0\r\n\r\n":
+        connection.sendall(bytes([byte]))
+    envelope(answer(connection), 503, "ServiceUnavailableError")
+
+
+def test_connection_is_kept_for_the_next_event(connection: socket.socket) -> None:
+    for body, status in ((b"{", 422), (b'{"event_type":"e"}', 503), (b"[]", 422)):
+        connection.sendall(head(APP_PATH, f"Content-Length: {len(body)}") + body)
+        assert answer(connection).status_code == status
+
+
+def test_expect_100_continue(connection: socket.socket) -> None:
+    body = b'{"event_type":"e"}'
+    connection.sendall(head(APP_PATH, f"Content-Length: {len(body)}", "Expect: 100-continue"))
+    assert receive(connection) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    connection.sendall(body)
+    envelope(answer(connection), 503, "ServiceUnavailableError")
+
+
+@pytest.mark.parametrize("name", ["Upgrade", "upgrade", "UPGRADE"])
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "TLS/1.3"])
+@pytest.mark.parametrize("in_one_piece", [True, False], ids=["one-piece", "head-then-body"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_offer_to_upgrade_is_ignored(
+    framing: str, in_one_piece: bool, protocol: str, name: str, connection: socket.socket
+) -> None:
+    """Java's HTTP client makes one with every request over plain HTTP: no event may arrive without its body."""
+    body = b'{"event_type":"e"}'
+    length = f"Content-Length: {len(body)}" if framing == "length" else "Transfer-Encoding: chunked"
+    request = head(
+        APP_PATH, "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMA", f"{name}: {protocol}", length
+    )
+    if framing == "chunked":
+        body = chunk(body) + chunk(b"")
+    for _ in range(2):  # on the same connection
+        if in_one_piece:
+            connection.sendall(request + body)
+        else:
+            connection.sendall(request)
+            eventually(lambda: unsent(connection) == 0)
+            connection.sendall(body)
+        assert envelope(answer(connection), 503, "ServiceUnavailableError")["code"] == "kafka_unavailable"
+
+
+def test_words_of_an_offer_in_a_body_change_no_length(connection: socket.socket) -> None:
+    body = b'{"event_type":"e"\r\nUpgrade: 1}'
+    for _ in range(2):
+        connection.sendall(head(APP_PATH, f"Content-Length: {len(body)}") + body)
+        validation_errors(answer(connection))
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "status"),
+    [(APP_PATH, 262_145, 413), ("/v1/public/apps/nobody/interactions", 20, 404), (RETRIEVER_PATH, 20, 401)],
+    ids=["too-large", "unknown-app", "no-credentials"],
+)
+def test_expect_100_continue_of_what_is_refused_anyway(
+    path: str, length: int, status: int, connection: socket.socket
+) -> None:
+    connection.sendall(head(path, f"Content-Length: {length}", "Expect: 100-continue"))
+    assert answer(connection).status_code == status  # and no 100 before it
+
+
+def test_caller_who_leaves_midway_is_no_error(gateway: Gateway) -> None:
+    with gateway.connect() as connection:
+        connection.sendall(head(APP_PATH, "Content-Length: 20") + b'{"event')
+
+    def counted() -> bool:
+        return 'type="ClientDisconnected"} ' in gateway.http.get("/metrics").text
+
+    eventually(counted)
+    assert "ASGI callable returned without" not in gateway.output
+
+
+# What is not HTTP
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"garbage\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\nBad Header: x\r\n\r\n",
+        b"POST " + APP_PATH.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST " + APP_PATH.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+        b"POST " + APP_PATH.encode() + b" HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST " + APP_PATH.encode() + b" HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST " + APP_PATH.encode() + b" HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"POST /v1/public/apps/\xff/interactions HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=[
+        *("garbage", "tls", "http2", "header-name", "negative-length", "length-no-number"),
+        *("two-lengths", "length-and-chunked", "chunk-size", "raw-bytes-in-path"),
+    ],
+)
+def test_bad_http(garbage: bytes, gateway: Gateway, connection: socket.socket) -> None:
+    connection.sendall(garbage)
+    envelope(answer(connection), 400, "BadRequestError")
+    assert is_closed(connection)
+    assert gateway.http.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["%FF", "%00", "%ED%A0%80", "%C0%AF", "%", "%zz", "%2F", "..", "%0A"])
+def test_odd_escapes_in_the_path(path: str, connection: socket.socket) -> None:
+    connection.sendall(head(f"/v1/public/apps/{path}/interactions", "Content-Length: 0"))
+    envelope(answer(connection), 404, "NotFoundError")
+
+
+# What it says
+
+
+def test_secrets_never_leave_the_process(gateway: Gateway) -> None:
+    """Valid, foreign, unknown and misplaced: no answer has them, and nothing that is written."""
+    secrets = {*SECRETS, UNKNOWN_TOKEN, UNKNOWN_KEY}
+    headers: list[dict[str, str]] = [
+        CREDENTIALS,
+        CREDENTIALS | {"X-Public-API-Key": OTHER_PUBLIC_KEY},
+        CREDENTIALS | {"Authorization": f"Bearer {OTHER_TOKEN}"},
+        {"Authorization": f"Bearer {UNKNOWN_TOKEN}", "X-Public-API-Key": UNKNOWN_KEY},
+        CREDENTIALS | {"X-Public-API-Key": UNKNOWN_KEY},
+        CREDENTIALS | {"Authorization": UNKNOWN_TOKEN},
+        {"Authorization": f"Basic {UNKNOWN_TOKEN}", "Cookie": f"token={UNKNOWN_TOKEN}"},
+        CREDENTIALS | {"Upgrade": "websocket", "Connection": "Upgrade"},
+    ]
+    statuses = set()
+    for each in headers:
+        for path in (RETRIEVER_PATH, APP_PATH, "/v1/public/retrievers/nobody/interactions", "/nowhere", "/readyz"):
+            for body in (ENDPOINTS[1].body, b"{", b'{"position": "x"}', b"[" * 300_000):
+                response = gateway.http.post(path, content=body, headers=JSON | each)
+                statuses.add(response.status_code)
+                told = response.text + str(response.headers)
+                assert not [secret for secret in secrets if secret in told]
+    assert statuses == {401, 403, 404, 405, 413, 422, 503}
+
+    with gateway.connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nAuthorization: Bearer %b\r\nbroken\r\n\r\n" % UNKNOWN_TOKEN.encode())
+        assert UNKNOWN_TOKEN not in answer(connection).text
+    digests = {hashlib.sha256(secret.encode()).hexdigest() for secret in secrets}
+    assert not [secret for secret in secrets | digests if secret in gateway.output]
+
+
+def test_every_line_it_logs_is_a_json_object(gateway: Gateway) -> None:
+    with gateway.connect() as connection:  # so that there is a warning too
+        connection.sendall(b"garbage\r\n\r\n")
+        answer(connection)
+    entries = [json.loads(line) for line in gateway.output.splitlines()]
+    assert all({"event", "level", "logger", "timestamp"} <= set(entry) for entry in entries)
+    assert {"info", "warning"} <= {entry["level"] for entry in entries}
+
+
+# Its life
+
+
+def test_registry_is_reloaded_and_a_broken_one_is_not(gateway: Gateway) -> None:
+    def status(slug: str) -> int:
+        return gateway.http.post(f"/v1/public/apps/{slug}/interactions", json={"event_type": "e"}).status_code
+
+    assert status("newcomer") == 404
+    try:
+        gateway.registry.write_text(REGISTRY + "\n[apps.newcomer]\n")
+        eventually(lambda: status("newcomer") == 503)
+        gateway.registry.write_text("[apps.broken]\ncolour = 'DISTINCTIVE'\n")
+        eventually(lambda: "refused" in gateway.output)
+        assert status("newcomer") == 503
+        assert "DISTINCTIVE" not in gateway.output
+    finally:
+        gateway.registry.write_text(REGISTRY)
+    eventually(lambda: status("newcomer") == 404)
+
+
+def test_sigterm_lets_what_is_under_way_end(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    gateway.wait_until_live()
+    with gateway.connect() as connection:
+        connection.sendall(head(APP_PATH, "Content-Length: 18", "Expect: 100-continue"))
+        assert receive(connection).startswith(b"HTTP/1.1 100")  # it is being handled
+        gateway.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "Shutting down" in gateway.output)
+        connection.sendall(b'{"event_type":"e"}')
+        envelope(answer(connection), 503, "ServiceUnavailableError")
+    assert gateway.stop() == 0
+    assert [json.loads(line)["level"] for line in gateway.output.splitlines()]
+    assert "Unclosed" not in gateway.output
+
+
+def test_several_workers(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, GATEWAY_WORKERS="2")
+    gateway.wait_until_live()
+    eventually(lambda: gateway.output.count("Application startup complete") == 2)
+    assert "gateway_events_received" in gateway.http.get("/metrics").text
+    asked_at = time.monotonic()
+    assert gateway.stop() == 0
+    assert time.monotonic() - asked_at < 8  # less than its deadline: there was nothing to wait for
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"GATEWAY_PORT": "DISTINCTIVE"}, "GATEWAY_PORT: "),
+        ({"GATEWAY_REGISTRY_FILE": "/nowhere/DISTINCTIVE"}, "GATEWAY_REGISTRY_FILE: cannot be read"),
+        ({"GATEWAY_REGISTRY_FILE": os.devnull + "/DISTINCTIVE"}, "GATEWAY_REGISTRY_FILE: cannot be read"),
+        ({"GATEWAY_REGISTRY_FILE": str(ROOT / "pyproject.toml")}, "GATEWAY_REGISTRY_FILE: build-system: "),
+        (
+            {"GATEWAY_KAFKA_SECURITY_PROTOCOL": "SSL", "GATEWAY_KAFKA_SSL_CA_FILE": "/nowhere/DISTINCTIVE"},
+            "GATEWAY_KAFKA_SSL_CA_FILE: cannot be used",
+        ),
+    ],
+    ids=["port", "no-registry", "no-directory", "not-a-registry", "certificate"],
+)
+def test_bad_setting_stops_the_start(settings: dict[str, str], line: str, tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, **settings)
+    assert gateway.process.wait(START_S_MAX) == 2
+    assert gateway.output.startswith(line)
+    assert len(gateway.output.splitlines()) == 1
+    assert "DISTINCTIVE" not in gateway.output
+
+
+def test_misspelt_variable_is_warned_of_once(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, GATEWAY_PROT="DISTINCTIVE")
+    gateway.wait_until_live()
+    assert gateway.stop(signal.SIGINT) == 0
+    assert gateway.output.count("GATEWAY_PROT is not a setting (did you mean GATEWAY_PORT?)") == 1
+    assert "DISTINCTIVE" not in gateway.output

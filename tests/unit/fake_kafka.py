@@ -1,0 +1,120 @@
+"""Kafka as the publisher sees it: the small slice of AIOKafkaProducer that it uses, answered by hand.
+
+The batches are aiokafka's own, so what a test reads from a flight is what a broker would.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
+
+
+@dataclass
+class Flight:
+    """A batch on its way to a broker."""
+
+    producer: "FakeProducer"
+    topic: str
+    partition: int
+    wire: bytes
+    reply: asyncio.Future[None]
+
+    @property
+    def records(self) -> list[tuple[bytes, bytes, int]]:
+        """Key, value and timestamp of each record."""
+        return [(record.key, record.value, record.timestamp) for record in DefaultRecordBatch(self.wire)]
+
+    @property
+    def values(self) -> list[bytes]:
+        return [value for _, value, _ in self.records]
+
+    def answer(self) -> None:
+        self.reply.set_result(None)
+
+    def refuse(self, error: Exception) -> None:
+        self.reply.set_exception(error)
+
+
+@dataclass
+class FakeKafka:
+    """`leaders`: broker by partition, None while it has no leader. `start_faults`: what the next producers' starts
+    raise; None lets one hang. `send_fault`: what every hand-over raises. `swallows_cancellation`: as aiokafka does
+    in places, a start or stop that is cancelled ends as if it had not been."""
+
+    leaders: dict[TopicPartition, int | None]
+    start_faults: list[Exception | None] = field(default_factory=list)
+    send_fault: Exception | None = None
+    stop_hangs: bool = False
+    swallows_cancellation: bool = False
+    producers: list["FakeProducer"] = field(default_factory=list)
+    flights: list[Flight] = field(default_factory=list)
+    metadata_updates: int = 0
+
+    def producer(self, **options: Any) -> "FakeProducer":
+        """In place of the class `AIOKafkaProducer`."""
+        self.producers.append(FakeProducer(self, options))
+        return self.producers[-1]
+
+    # What the publisher finds at `producer.client.cluster`:
+
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        return {partition.partition for partition in self.leaders if partition.topic == topic} or None
+
+    def leader_for_partition(self, partition: TopicPartition) -> int | None:
+        return self.leaders[partition]
+
+
+class FakeClient:
+    def __init__(self, kafka: FakeKafka) -> None:
+        self.cluster = kafka
+        self.closed = False
+
+    def force_metadata_update(self) -> None:
+        self.cluster.metadata_updates += 1
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class FakeProducer:
+    def __init__(self, kafka: FakeKafka, options: dict[str, Any]) -> None:
+        self._kafka = kafka
+        self.options = options
+        self.client = FakeClient(kafka)
+
+    async def start(self) -> None:
+        await self._pause()
+        if self._kafka.start_faults:
+            fault = self._kafka.start_faults.pop(0)
+            if fault is None:
+                await asyncio.Event().wait()
+            else:
+                raise fault
+
+    async def stop(self) -> None:
+        if self._kafka.stop_hangs:
+            await asyncio.Event().wait()
+        await self._pause()
+        await self.client.close()
+
+    async def _pause(self) -> None:
+        if self._kafka.swallows_cancellation:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+
+    async def partitions_for(self, topic: str) -> set[int] | None:
+        return self._kafka.partitions_for_topic(topic)
+
+    def create_batch(self) -> BatchBuilder:
+        return BatchBuilder(self.options["max_batch_size"], 0)
+
+    async def send_batch(self, batch: BatchBuilder, topic: str, *, partition: int) -> asyncio.Future[None]:
+        if self._kafka.send_fault is not None:
+            raise self._kafka.send_fault
+        reply: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._kafka.flights.append(Flight(self, topic, partition, bytes(batch._build()), reply))
+        return reply
