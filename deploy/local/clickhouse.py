@@ -29,7 +29,7 @@ class CannotStart(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
-    # uvicorn raises a signal again once it is done. This is where it ends, and where it ends before that.
+    # Ends us while we start; later uvicorn takes the signals, and raises them again when it is done.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: sys.exit(0))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")

@@ -3,7 +3,7 @@
 import pytest
 
 from deploy.local.stack import Stack
-from tests.chaos.arena import arena
+from tests.chaos.arena import PARTITIONS, arena
 
 EVENTS = 3_000
 
@@ -172,6 +172,38 @@ def test_another_group_resumes_behind_what_the_table_holds(stores: Stack, seed: 
         # Partitions of which the table holds nothing begin at their first record, like any new group's.
         a.forget_older()
         a.reckon()
+
+
+def test_a_topic_is_deleted_and_made_again(stores: Stack, seed: int) -> None:
+    """Its offsets start over: nothing of the new one is taken for a repeat of the old one."""
+    with arena(stores, seed) as a:
+        a.consumer().start()
+        a.produce(EVENTS)
+        a.wait_landed()
+        a.consumers[0].stop()
+        a.make_topic_again()
+        a.produce(EVENTS)
+        a.consumer().start()
+        a.wait_landed()
+        a.reckon(offsets=False)
+
+
+def test_kafka_no_longer_holds_an_open_range(stores: Stack, seed: int) -> None:
+    """Its partition stops with an alarm, the others go on."""
+    with arena(stores, seed) as a:
+        a.env["CONSUMER_GROUP_INSTANCE_ID"] = "the-one"
+        a.produce(EVENTS)
+        a.crash("after_intent", hit=PARTITIONS)
+        lost = a.random.randrange(PARTITIONS)
+        landed_of_lost = a.landed_in(lost)
+        a.delete_records(lost)
+        consumer = a.consumer()
+        consumer.spawn()
+        a.wait_until_unready(consumer, f"app_interactions/{lost}")
+        for partition in set(range(PARTITIONS)) - {lost}:
+            a.wait_until(lambda p=partition: a.landed_in(p) == a.produced_in[p])
+        assert a.landed_in(lost) == landed_of_lost
+        assert consumer.is_running
 
 
 def test_poison_becomes_dead_letters_and_its_batch_lands(stores: Stack, seed: int) -> None:
