@@ -144,12 +144,17 @@ class KafkaSource:
 
         By the admin client: the consumer's own `committed()` drops the metadata.
         """
+        wanted = set(partitions)
         try:
             found = await self._admin_client.list_consumer_group_offsets(
-                self._settings.group_id, partitions=list(partitions)
+                self._settings.group_id, partitions=list(wanted)
             )
         except (KafkaError, OSError) as error:
             raise KafkaUnavailable(repr(error)) from error
+        # aiokafka overlooks the answer's own error: while the coordinator loads, it names no partition at all,
+        # and what may be an open intent would pass for none.
+        if not found.keys() >= wanted:
+            raise KafkaUnavailable("the group coordinator does not know the group's offsets yet")
         return {tp: (entry.offset, entry.metadata or "") for tp, entry in found.items() if entry.offset >= 0}
 
     async def bounds(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:

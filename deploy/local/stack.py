@@ -116,7 +116,8 @@ class Stack:
             "clickhouse": self._new_clickhouse,
             "kafka": self._new_kafka,
             "gateway": self.new_gateway,
-            "consumer": self.new_consumer,
+            # A static member: killed and started again, it need not wait for the end of its old session.
+            "consumer": partial(self.new_consumer, env={"CONSUMER_GROUP_INSTANCE_ID": "local"}),
         }
         self._processes = {name: make[name]() for name in PARTS if name in parts}
 
