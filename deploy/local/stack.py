@@ -112,7 +112,7 @@ class Stack:
         self._is_hurried = is_hurried
         self._lock = FileLock(self.data_dir / LOCK_NAME)
         self._kafka_release = kafka.Release.locked()
-        make = {
+        make: dict[str, Callable[[], Process]] = {
             "clickhouse": self._new_clickhouse,
             "kafka": self._new_kafka,
             "gateway": self.new_gateway,
