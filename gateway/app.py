@@ -15,12 +15,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.asgi import ASGIApp, Receive, Scope, Send
-from gateway.endpoints import AppInteractions, Publisher, RetrieverInteractions
+from gateway.endpoints import AppInteractions, Outbox, RetrieverInteractions
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.outbox import KafkaOutbox
 from gateway.publisher import KafkaPublisher
 from gateway.registry import RegistryFile
 from gateway.settings import GatewaySettings
+from gateway.spool import Spool
 from schemas import kafka
 from schemas.openapi import openapi_document
 from schemas.streams import STREAMS
@@ -29,18 +31,17 @@ APP_PATH = "/v1/public/apps/{slug}/interactions"
 RETRIEVER_PATH = "/v1/public/retrievers/{public_name}/interactions"
 
 
-class RunningPublisher(Publisher, Protocol):
-    """A publisher that starts and stops with the application; `unready_reason` is None while it takes records."""
+class RunningOutbox(Outbox, Protocol):
+    """An outbox that starts and stops with the application; `unready_reason` is None while it takes records."""
 
-    unready_reason: str | None
-
+    @property
+    def unready_reason(self) -> str | None: ...
     async def start(self) -> None: ...
-
     async def stop(self, deadline_s: float) -> None: ...
 
 
 def create_app(settings: GatewaySettings) -> ASGIApp:
-    """The application over Kafka. Raises RegistryError if the registry file is none."""
+    """The application over Kafka and the spool. Raises RegistryError if the registry file is none."""
     metrics = Metrics(CollectorRegistry())
     publisher = KafkaPublisher(
         [stream.name for stream in STREAMS],
@@ -50,25 +51,26 @@ def create_app(settings: GatewaySettings) -> ASGIApp:
         deadline_ms=settings.publish_deadline_ms,
         metrics=metrics,
     )
-    return compose(settings, publisher, metrics)
+    spool = Spool(settings.spool_dir, bytes_max=settings.spool_bytes_max, age_max_s=settings.spool_age_s_max)
+    outbox = KafkaOutbox(publisher, spool, metrics, replay_records_per_s=settings.replay_records_per_s)
+    publisher.settled = outbox.settled
+    return compose(settings, outbox, metrics)
 
 
-def compose(settings: GatewaySettings, publisher: RunningPublisher, metrics: Metrics) -> ASGIApp:
-    """The application over any publisher. Raises RegistryError if the registry file is none."""
+def compose(settings: GatewaySettings, outbox: RunningOutbox, metrics: Metrics) -> ASGIApp:
+    """The application over any outbox. Raises RegistryError if the registry file is none."""
     registry = RegistryFile(settings.registry_file)
-    app_interactions = AppInteractions(registry, publisher, metrics, event_bytes_max=settings.event_bytes_max)
-    retriever_interactions = RetrieverInteractions(
-        registry, publisher, metrics, event_bytes_max=settings.event_bytes_max
-    )
+    app_interactions = AppInteractions(registry, outbox, metrics, event_bytes_max=settings.event_bytes_max)
+    retriever_interactions = RetrieverInteractions(registry, outbox, metrics, event_bytes_max=settings.event_bytes_max)
     document = orjson.dumps(openapi_document())
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await publisher.start()
+        await outbox.start()
         watch = asyncio.create_task(registry.watch(), name="registry-watch")
         yield
         watch.cancel()
-        await publisher.stop(settings.shutdown_deadline_ms / 1000)
+        await outbox.stop(settings.shutdown_deadline_ms / 1000)
 
     async def openapi(_: Request) -> Response:
         return Response(document, media_type="application/json")
@@ -77,7 +79,7 @@ def compose(settings: GatewaySettings, publisher: RunningPublisher, metrics: Met
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def readyz(_: Request) -> Response:
-        reason = publisher.unready_reason
+        reason = outbox.unready_reason
         body = {"status": "ok"} if reason is None else {"status": "unready", "reason": reason}
         return Response(orjson.dumps(body), 200 if reason is None else 503, media_type="application/json")
 

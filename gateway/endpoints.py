@@ -23,8 +23,11 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.metrics import Metrics
-from gateway.publisher import Outcome, PublisherRefusal
+from gateway.outbox import Durability
+from gateway.publisher import PublisherRefusal
+from gateway.record import Record
 from gateway.registry import RegistryFile, Retriever, key_digest, matches_any
+from gateway.spool import SpoolRefusal
 from schemas.streams import APP_INTERACTIONS, RETRIEVER_INTERACTIONS, Stream
 from schemas.validation import Invalid
 
@@ -33,14 +36,10 @@ log = structlog.get_logger(__name__)
 ID_ECHO_CHARS_MAX = 200  # of an unknown slug or name, in the error's details
 
 
-class Publisher(Protocol):
-    """Takes records. `publish` raises PublisherRefusal when it cannot; the future tells what became of it."""
+class Outbox(Protocol):
+    """Makes a record durable and says where. Raises PublisherRefusal or SpoolRefusal: it is nowhere."""
 
-    def publish(self, topic: str, key: bytes, value: bytes, timestamp_ms: int) -> "OutcomeFuture": ...
-
-
-class OutcomeFuture(Protocol):
-    def __await__(self) -> Any: ...
+    async def publish(self, record: Record) -> Durability: ...
 
 
 class InteractionEndpoint:
@@ -48,9 +47,9 @@ class InteractionEndpoint:
 
     stream: Stream
 
-    def __init__(self, registry: RegistryFile, publisher: Publisher, metrics: Metrics, *, event_bytes_max: int) -> None:
+    def __init__(self, registry: RegistryFile, outbox: Outbox, metrics: Metrics, *, event_bytes_max: int) -> None:
         self._registry = registry
-        self._publisher = publisher
+        self._outbox = outbox
         self._metrics = metrics
         self._received = metrics.received.labels(self.stream.name)
         self._event_bytes_max = event_bytes_max
@@ -74,19 +73,21 @@ class InteractionEndpoint:
     async def _track(self, scope: Scope, receive: Receive, received_ms: int) -> bytes:
         raise NotImplementedError
 
-    async def _publish(self, event: dict[str, Any], owner: str, received_ms: int) -> str:
-        """The id of the event, once it is durable."""
+    async def _publish(self, event: dict[str, Any], owner: str, received_ms: int) -> bytes:
+        """The answer, once the event is durable."""
         event_id = str(uuid7())
         value = self.stream.encode(event, event_id, owner, received_ms)
+        key = event_id.encode()
         try:
-            outcome = await self._publisher.publish(self.stream.name, event_id.encode(), value, received_ms)
+            durability = await self._outbox.publish(Record(self.stream.name, None, key, value, received_ms))
         except PublisherRefusal as refusal:
             if refusal.reason == "record_too_large":
                 raise PayloadTooLarge(self._event_bytes_max) from None
             raise Unavailable(str(refusal), code=refusal.reason) from None
-        if outcome is not Outcome.DELIVERED:
-            raise Unavailable("Kafka did not take the event in time", code=f"publish_{outcome.value}")
-        return event_id
+        except SpoolRefusal as refusal:
+            raise Unavailable(str(refusal), code=refusal.reason) from None
+        # The ids are ours or of a safe alphabet, so the answer needs no encoder.
+        return b'{"success":true,"event_id":"%b","durability":"%b"}' % (key, durability.encode())
 
     async def _refuse(self, error: GatewayError, send: Send) -> None:
         self._metrics.refused.labels(self.stream.name, str(error.status), error.type).inc()
@@ -103,7 +104,7 @@ class AppInteractions(InteractionEndpoint):
         if slug not in self._registry.current.apps:
             raise NotFound("app", slug[:ID_ECHO_CHARS_MAX])
         event = self.stream.parse(await read_body(scope, receive, self._event_bytes_max))
-        return _acknowledgement(await self._publish(event, slug, received_ms))
+        return await self._publish(event, slug, received_ms)
 
 
 class RetrieverInteractions(InteractionEndpoint):
@@ -117,7 +118,7 @@ class RetrieverInteractions(InteractionEndpoint):
         event = self.stream.parse(await read_body(scope, receive, self._event_bytes_max))
         if session_id and event.get("session_id") is None:
             event["session_id"] = session_id
-        return _acknowledgement(await self._publish(event, name, received_ms))
+        return await self._publish(event, name, received_ms)
 
     def _authenticate(self, scope: Scope, name: str) -> str | None:
         """Check both credentials; the value of X-Session-ID. Raises Unauthorized, NotFound, Forbidden."""
@@ -160,8 +161,3 @@ def _header_text(value: bytes) -> str:
         return value.decode("utf-8")
     except UnicodeDecodeError:
         return value.decode("latin-1")
-
-
-def _acknowledgement(event_id: str) -> bytes:
-    """The ids are ours or of a safe alphabet, so the answer needs no encoder."""
-    return b'{"success":true,"event_id":"%b","durability":"kafka"}' % event_id.encode()

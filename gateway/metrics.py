@@ -6,6 +6,7 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
@@ -37,6 +38,21 @@ class Metrics:
         self.refused = Counter(
             "gateway_events_refused", "Events refused", ["stream", "status", "type"], registry=registry
         )
+        # Events answered with 200, by where they are durable.
+        self.accepted = Counter(
+            "gateway_events_accepted", "Events answered with 200", ["stream", "durability"], registry=registry
+        )
+        # Spooled events that Kafka has taken since, by replay or by its own late answer.
+        self.replayed = Counter("gateway_events_replayed", "Spooled events replayed", ["stream"], registry=registry)
+        self.late_answers = Counter(
+            "gateway_events_late_answers", "Spooled events that Kafka had after all", ["stream"], registry=registry
+        )
+        self._spool_records = Gauge(
+            "gateway_spool_records", "Events in the spool", registry=registry, multiprocess_mode="livesum"
+        )
+        self._spool_bytes = Gauge(
+            "gateway_spool_bytes", "Bytes in the spool", registry=registry, multiprocess_mode="livesum"
+        )
         # From a batch's first record to its outcome: the wait of its slowest caller.
         self._publish_s = Histogram(
             "gateway_publish_seconds",
@@ -58,6 +74,10 @@ class Metrics:
         self._published.labels(stream, outcome).inc(records)
         self._publish_s.labels(stream).observe(seconds)
         self._batch_records.labels(stream).observe(records)
+
+    def spool(self, records: int, bytes_: int) -> None:
+        self._spool_records.set(records)
+        self._spool_bytes.set(bytes_)
 
     def render(self) -> bytes:
         """The page at /metrics: of all workers where there are several."""

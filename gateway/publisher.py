@@ -13,8 +13,8 @@ hangs holds up one batch of each of its partitions and nothing else.
 import asyncio
 import enum
 from collections import deque
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -22,10 +22,12 @@ from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from gateway.metrics import Metrics
+from gateway.record import Record
 
 log = structlog.get_logger(__name__)
 
-RECORD_OVERHEAD_BYTES = 64  # lengths, timestamp and header of a record, generously
+DEDUPE_HEADER = ("dedupe", b"1")
+REQUEST_TIMEOUT_MS = 10_000  # a broker that hangs is given up on, and asked again, after that
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_BACKOFF_S = (0.2, 5.0)
 LEADER_RETRY_S = 0.1
@@ -40,6 +42,13 @@ class Outcome(enum.Enum):
     IN_DOUBT = "in_doubt"  # sent, and no answer in time: it may still arrive
 
 
+class Lane(NamedTuple):
+    """Where records wait: for one partition, or (None) for whichever is free."""
+
+    topic: str
+    partition: int | None
+
+
 class PublisherRefusal(Exception):
     """The record was not taken: nothing of it is anywhere. `reason` is stable."""
 
@@ -49,18 +58,41 @@ class PublisherRefusal(Exception):
 
 
 class Batch:
-    """Records of one topic that leave together; `outcome` is what their callers wait on."""
+    """Records of one topic that leave together; `outcome` is what their callers wait on.
 
-    __slots__ = ("builder", "bytes", "opened_at", "outcome", "partition", "timer", "topic")
+    `final` is Kafka's own answer, or that there will be none: it comes with the outcome, or after an IN_DOUBT.
+    """
 
-    def __init__(self, topic: str, builder: BatchBuilder, loop: asyncio.AbstractEventLoop) -> None:
-        self.topic = topic
+    __slots__ = (
+        "builder",
+        "bytes",
+        "dedupe",
+        "final",
+        "lane",
+        "opened_at",
+        "outcome",
+        "partition",
+        "records",
+        "sent",
+        "timer",
+    )
+
+    def __init__(self, lane: Lane, dedupe: bool, builder: BatchBuilder, loop: asyncio.AbstractEventLoop) -> None:
+        self.lane = lane
+        self.dedupe = dedupe
         self.builder = builder
+        self.records: list[Record] = []
         self.bytes = 0
         self.opened_at = loop.time()
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
-        self.partition: int | None = None
+        self.final: asyncio.Future[Outcome] = loop.create_future()
+        self.partition = lane.partition
+        self.sent = False
         self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def topic(self) -> str:
+        return self.lane.topic
 
     def settle(self, outcome: Outcome) -> bool:
         """Tell the callers, unless they have been told. A result, not an exception: one exception object
@@ -85,21 +117,24 @@ class KafkaPublisher:
         pending_bytes_max: int,
         deadline_ms: int,
         metrics: Metrics,
+        settled: Callable[[Batch, Outcome], None] = lambda *_: None,
     ) -> None:
         self._connection = connection
         self._batch_bytes_max = batch_bytes_max
         self._pending_bytes_max = pending_bytes_max
         self._deadline_s = deadline_ms / 1000
         self._metrics = metrics
-        self._waiting: dict[str, deque[Batch]] = {topic: deque() for topic in topics}
-        self._next_partition = dict.fromkeys(self._waiting, 0)
+        self.settled = settled
+        self._topics = tuple(topics)
+        self._waiting: dict[Lane, deque[Batch]] = {}
+        self._next_partition = dict.fromkeys(self._topics, 0)
         self._pending_bytes = 0
         self._producer: AIOKafkaProducer | None = None
         self._busy: set[TopicPartition] = set()
         self._busy_brokers: set[int] = set()
         self._dispatch_due = False
         self._leader_retry_due = False
-        self._deliveries: set[asyncio.Task[None]] = set()
+        self._deliveries: dict[asyncio.Task[None], AIOKafkaProducer] = {}
         self._connector: asyncio.Task[None] | None = None
         self._stopping = False
         self.unready_reason: str | None = "not connected to Kafka yet"
@@ -108,27 +143,34 @@ class KafkaPublisher:
         self._loop = asyncio.get_running_loop()
         self._connector = asyncio.create_task(self._connect(), name="kafka-connect")
 
-    def publish(self, topic: str, key: bytes, value: bytes, timestamp_ms: int) -> asyncio.Future[Outcome]:
-        """Queue a record; the future of its batch. Raises PublisherRefusal: no connection, no room, too large."""
+    def publish(self, record: Record, *, dedupe: bool = False) -> Batch:
+        """Queue a record; its batch. Raises PublisherRefusal: no connection, no room, too large.
+
+        `dedupe` marks it as one that may have been sent before.
+        """
         producer = self._producer
         if producer is None:
             raise PublisherRefusal("kafka_unavailable", "Kafka cannot be reached")
-        size = len(key) + len(value) + RECORD_OVERHEAD_BYTES
+        size = record.bytes
         if self._pending_bytes + size > self._pending_bytes_max:
             raise PublisherRefusal("overloaded", "Too many events wait for Kafka")
-        waiting = self._waiting[topic]
+        lane = Lane(record.topic, record.partition)
+        waiting = self._waiting.get(lane)
+        if waiting is None:
+            waiting = self._waiting[lane] = deque()
         batch = waiting[-1] if waiting else None
-        if batch is None or batch.builder.append(timestamp=timestamp_ms, key=key, value=value) is None:
+        if batch is None or batch.dedupe is not dedupe or not _append(batch, record):
             if size > self._batch_bytes_max:
                 raise PublisherRefusal("record_too_large", "The record is larger than a batch may be")
-            batch = Batch(topic, producer.create_batch(), self._loop)
-            batch.builder.append(timestamp=timestamp_ms, key=key, value=value)
+            batch = Batch(lane, dedupe, producer.create_batch(), self._loop)
+            _append(batch, record)
             batch.timer = self._loop.call_later(self._deadline_s, self._expire, batch)
             waiting.append(batch)
             self._dispatch_soon()
+        batch.records.append(record)
         batch.bytes += size
         self._pending_bytes += size
-        return batch.outcome
+        return batch
 
     async def stop(self, deadline_s: float) -> None:
         """Wait for what is under way, at most `deadline_s` in all; then let go, whatever Kafka does."""
@@ -137,7 +179,8 @@ class KafkaPublisher:
         if self._connector is not None:
             self._connector.cancel()
             await asyncio.wait({self._connector}, timeout=deadline_s)
-        pending = {batch.outcome for waiting in self._waiting.values() for batch in waiting} | self._deliveries
+        waiting = {batch.outcome for batches in self._waiting.values() for batch in batches}
+        pending = waiting | self._deliveries.keys()
         if pending:
             await asyncio.wait(pending, timeout=max(0.0, ends_at - self._loop.time()))
         producer, self._producer = self._producer, None
@@ -162,11 +205,11 @@ class KafkaPublisher:
         cluster = producer.client.cluster
         engaged: set[int] = set()
         leaderless = False
-        for topic, waiting in self._waiting.items():
+        for (topic, pinned), waiting in self._waiting.items():
             if not waiting:
                 continue
-            partitions = sorted(cluster.partitions_for_topic(topic) or ())
-            first = self._next_partition[topic]
+            partitions = sorted(cluster.partitions_for_topic(topic) or ()) if pinned is None else [pinned]
+            first = self._next_partition[topic] if pinned is None else 0
             for step in range(len(partitions)):
                 if not waiting:
                     break
@@ -176,7 +219,8 @@ class KafkaPublisher:
                     leaderless = True
                 elif broker not in self._busy_brokers and partition not in self._busy:
                     engaged.add(broker)
-                    self._next_partition[topic] = first + step + 1
+                    if pinned is None:
+                        self._next_partition[topic] = first + step + 1
                     self._send(producer, waiting.popleft(), partition, broker)
             if waiting and (leaderless or not partitions):
                 self._look_for_leaders(producer)
@@ -195,10 +239,11 @@ class KafkaPublisher:
 
     def _send(self, producer: AIOKafkaProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
         batch.partition = partition.partition
+        batch.sent = True
         self._busy.add(partition)
         task = self._loop.create_task(self._deliver(producer, batch, partition, broker))
-        self._deliveries.add(task)
-        task.add_done_callback(self._deliveries.discard)
+        self._deliveries[task] = producer
+        task.add_done_callback(self._deliveries.pop)
 
     async def _deliver(self, producer: AIOKafkaProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
         """One batch, until Kafka has answered, however late."""
@@ -224,20 +269,22 @@ class KafkaPublisher:
                 self._busy.discard(partition)
                 self._busy_brokers.discard(broker)
                 self._dispatch_soon()
+            batch.final.set_result(outcome)
             self._settle(batch, outcome)
 
     def _expire(self, batch: Batch) -> None:
-        if batch.partition is None:
-            self._waiting[batch.topic].remove(batch)
+        if not batch.sent:
+            self._waiting[batch.lane].remove(batch)
             self._pending_bytes -= batch.bytes
+            batch.final.set_result(Outcome.EXPIRED)
             self._settle(batch, Outcome.EXPIRED)
         else:
             self._settle(batch, Outcome.IN_DOUBT)
 
     def _settle(self, batch: Batch, outcome: Outcome) -> None:
         if batch.settle(outcome):
-            records = batch.builder.record_count()
-            self._metrics.batch(batch.topic, outcome.value, records, self._loop.time() - batch.opened_at)
+            self._metrics.batch(batch.topic, outcome.value, len(batch.records), self._loop.time() - batch.opened_at)
+            self.settled(batch, outcome)
 
     def _replace(self, producer: AIOKafkaProducer) -> None:
         if producer is self._producer and not self._stopping:
@@ -249,6 +296,9 @@ class KafkaPublisher:
         """Until there is a producer that knows every topic."""
         if replaced is not None:
             await _close(replaced, CONNECT_TIMEOUT_S)
+            for task, producer in list(self._deliveries.items()):
+                if producer is replaced:
+                    task.cancel()  # nobody will answer for it any more
         backoff_s, backoff_max_s = CONNECT_BACKOFF_S
         while True:
             producer = AIOKafkaProducer(
@@ -257,11 +307,12 @@ class KafkaPublisher:
                 enable_idempotence=True,
                 max_batch_size=self._batch_bytes_max,
                 metadata_max_age_ms=60_000,
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
             )
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await producer.start()
-                    for topic in self._waiting:
+                    for topic in self._topics:
                         await producer.partitions_for(topic)
             except asyncio.CancelledError:
                 await _close(producer, CONNECT_TIMEOUT_S)
@@ -269,7 +320,7 @@ class KafkaPublisher:
             except Exception as error:  # whatever it is: nothing is lost, and nobody else would try again
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
                 if self.unready_reason != reason:
-                    log.warning("cannot use kafka yet", reason=reason, topics=list(self._waiting))
+                    log.warning("cannot use kafka yet", reason=reason, topics=self._topics)
                     self.unready_reason = reason
                 await _close(producer, CONNECT_TIMEOUT_S)
                 if self._stopping:  # aiokafka may swallow the cancellation
@@ -285,8 +336,15 @@ class KafkaPublisher:
         self._busy_brokers.clear()
         self._producer = producer
         self.unready_reason = None
-        log.info("connected to kafka", topics=list(self._waiting))
+        log.info("connected to kafka", topics=self._topics)
         self._dispatch_soon()
+
+
+def _append(batch: Batch, record: Record) -> bool:
+    """Whether there was room."""
+    headers = [DEDUPE_HEADER] if batch.dedupe else []
+    added = batch.builder.append(timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=headers)
+    return added is not None
 
 
 async def _close(producer: AIOKafkaProducer, timeout_s: float) -> None:

@@ -33,6 +33,18 @@ class GatewaySettings(ProcessSettings):
         int, Field(ge=1_000_000, description="bytes that may wait for Kafka, per worker; above, 503")
     ] = 67_108_864
     publish_deadline_ms: Annotated[int, Field(ge=10, description="longest wait for Kafka's answer")] = 1_500
+    spool_dir: Annotated[
+        Path, Field(description="directory of the disk spool, which holds events while Kafka is away")
+    ] = Path("spool")
+    spool_bytes_max: Annotated[
+        int, Field(ge=1_000_000, description="bytes the spool may hold, per worker; above, 503")
+    ] = 1_073_741_824
+    spool_age_s_max: Annotated[
+        int, Field(ge=60, description="age of the oldest spooled event above which no more is taken")
+    ] = 7 * 86_400
+    replay_records_per_s: Annotated[
+        int, Field(ge=1, description="rate at which spooled events follow once Kafka is back, per worker")
+    ] = 2_000
     shutdown_deadline_ms: Annotated[
         int, Field(ge=100, description="time to answer and flush what is in flight on SIGTERM")
     ] = 10_000

@@ -1,0 +1,205 @@
+"""Where an event goes: Kafka first, else the disk spool. What `publish` has returned for is durable.
+
+    publish ──► breaker closed ──► KafkaPublisher ──► delivered: kafka
+                     │ open              │ failed, expired, in doubt, not connected
+                     └───────────────────┴──► Spool ──► on disk: spool ──► replay, once Kafka is back
+
+A batch that Kafka has not answered for in time is spooled although it may still arrive: it is held back from replay
+until Kafka's late answer, which takes it out of the spool again. What is replayed is marked `dedupe`, because a
+process may die between Kafka's answer and the spool's.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import structlog
+
+from gateway.breaker import Breaker
+from gateway.metrics import Metrics
+from gateway.publisher import Batch, Outcome, PublisherRefusal
+from gateway.record import Record
+from gateway.spool import Spool, SpoolRefusal
+
+log = structlog.get_logger(__name__)
+
+SPOOL_TIMEOUT_S = 3.0
+REPLAY_BYTES = 262_144
+REPLAY_IDLE_S = 0.25
+
+Durability = Literal["kafka", "spool"]
+
+
+class Publisher(Protocol):
+    """Takes records. `publish` raises PublisherRefusal when it cannot; the batch tells what became of it."""
+
+    unready_reason: str | None
+
+    async def start(self) -> None: ...
+    async def stop(self, deadline_s: float) -> None: ...
+    def publish(self, record: Record, *, dedupe: bool = False) -> Batch: ...
+
+
+class KafkaOutbox:
+    """Start it with a running event loop. `publish` is bounded by Kafka's deadline and SPOOL_TIMEOUT_S."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        spool: Spool,
+        metrics: Metrics,
+        *,
+        replay_records_per_s: int,
+    ) -> None:
+        self._publisher = publisher
+        self._spool = spool
+        self._metrics = metrics
+        self._replay_records_per_s = replay_records_per_s
+        self._breaker = Breaker()
+        self._rescues: dict[Batch, asyncio.Task[None]] = {}
+        self._held: set[tuple[str, bytes, int]] = set()
+        self._waiting_for_kafka: set[asyncio.Task[None]] = set()
+        self._replay: asyncio.Task[None] | None = None
+        self._spool_refusal: SpoolRefusal | None = None
+
+    @property
+    def unready_reason(self) -> str | None:
+        """None while an event would find a place."""
+        if self._publisher.unready_reason is None and not self._breaker.is_open:
+            return None
+        if self._spool_refusal is not None:
+            return f"Kafka: {self._publisher.unready_reason or 'does not answer'}; spool: {self._spool_refusal}"
+        return None
+
+    async def start(self) -> None:
+        """Raises SpoolRefusal if the spool cannot be opened."""
+        self._loop = asyncio.get_running_loop()
+        await self._spool.open()
+        await self._publisher.start()
+        self._replay = asyncio.create_task(self._replay_forever(), name="spool-replay")
+
+    async def stop(self, deadline_s: float) -> None:
+        """Within `deadline_s`, and a spool's commit. What Kafka has not taken by then is in the spool."""
+        if self._replay is not None:
+            self._replay.cancel()
+        await self._publisher.stop(deadline_s)
+        if self._rescues:
+            await asyncio.wait(self._rescues.values(), timeout=SPOOL_TIMEOUT_S)
+        for task in self._waiting_for_kafka:
+            task.cancel()
+        await self._spool.close()
+
+    async def publish(self, record: Record) -> Durability:
+        """Raises PublisherRefusal (too large, too much in flight) or SpoolRefusal: the event is nowhere durable."""
+        if self._breaker.admits(self._loop.time()):
+            try:
+                batch = self._publisher.publish(record)
+            except PublisherRefusal as refusal:
+                if refusal.reason != "kafka_unavailable":
+                    raise
+                self._breaker.record(False, self._loop.time())
+            else:
+                if await batch.outcome is Outcome.DELIVERED:
+                    return "kafka"
+                await asyncio.shield(self._rescue(batch))
+                return "spool"
+        await self._append([record])
+        return "spool"
+
+    def settled(self, batch: Batch, outcome: Outcome) -> None:
+        """The publisher tells of every batch, once."""
+        self._breaker.record(outcome is Outcome.DELIVERED, self._loop.time())
+        if outcome is Outcome.DELIVERED and not batch.dedupe:
+            self._metrics.accepted.labels(batch.topic, "kafka").inc(len(batch.records))
+
+    def _rescue(self, batch: Batch) -> asyncio.Task[None]:
+        """One append for all of a batch's callers."""
+        task = self._rescues.get(batch)
+        if task is None:
+            task = self._rescues[batch] = self._loop.create_task(self._spool_batch(batch))
+            task.add_done_callback(lambda _: self._rescues.pop(batch, None))
+        return task
+
+    async def _spool_batch(self, batch: Batch) -> None:
+        records = [record._replace(partition=batch.partition) for record in batch.records]
+        if not batch.final.done():
+            self._hold(batch, records)
+        await self._append(records)
+
+    async def _append(self, records: Sequence[Record]) -> None:
+        try:
+            async with asyncio.timeout(SPOOL_TIMEOUT_S):
+                await self._spool.append(records)
+        except TimeoutError:
+            self._spool_refusal = SpoolRefusal("spool_failed", "The spool's disk does not answer in time")
+            raise self._spool_refusal from None
+        except SpoolRefusal as refusal:
+            self._spool_refusal = refusal
+            raise
+        self._spool_refusal = None
+        self._metrics.accepted.labels(records[0].topic, "spool").inc(len(records))
+
+    def _hold(self, batch: Batch, records: Sequence[Record]) -> None:
+        """Keep the records of an unanswered batch from replay until Kafka has answered after all."""
+        self._held.update(map(_identity, records))
+        task = self._loop.create_task(self._await_late_answer(batch, records))
+        self._waiting_for_kafka.add(task)
+        task.add_done_callback(self._waiting_for_kafka.discard)
+
+    async def _await_late_answer(self, batch: Batch, records: Sequence[Record]) -> None:
+        outcome = await batch.final
+        rescue = self._rescues.get(batch)
+        if rescue is not None:
+            await asyncio.wait({rescue})
+        try:
+            if outcome is Outcome.DELIVERED:
+                await self._spool.remove(await self._spool.find(records))
+                self._metrics.late_answers.labels(batch.topic).inc(len(records))
+        except SpoolRefusal:
+            pass  # logged by the spool; the records are replayed, marked, and dropped downstream
+        finally:
+            self._held.difference_update(map(_identity, records))
+
+    async def _replay_forever(self) -> None:
+        """Oldest first, as soon as Kafka takes records again, at a rate that leaves room for live traffic."""
+        replaying = False
+        while True:
+            sent = 0
+            if self._spool.records and self._publisher.unready_reason is None and not self._breaker.is_open:
+                try:
+                    sent = await self._replay_some()
+                except (SpoolRefusal, PublisherRefusal) as refusal:
+                    log.warning("replay paused", reason=str(refusal))
+            if sent and not replaying:
+                log.info("replaying the spool", records=self._spool.records)
+            if replaying and not self._spool.records:
+                log.info("the spool is empty again")
+            replaying = bool(self._spool.records) and (replaying or sent > 0)
+            self._metrics.spool(self._spool.records, self._spool.bytes)
+            await asyncio.sleep(sent / self._replay_records_per_s if sent else REPLAY_IDLE_S)
+
+    async def _replay_some(self) -> int:
+        """How many records Kafka has taken. Raises SpoolRefusal, PublisherRefusal."""
+        found = [
+            (id_, record)
+            for id_, record in await self._spool.oldest(REPLAY_BYTES, skip=len(self._held))
+            if _identity(record) not in self._held
+        ]
+        batches = [(id_, record, self._publisher.publish(record, dedupe=True)) for id_, record in found]
+        delivered = []
+        unanswered: dict[Batch, list[Record]] = {}
+        for id_, record, batch in batches:
+            if await batch.outcome is Outcome.DELIVERED:
+                delivered.append(id_)
+            elif not batch.final.done():
+                unanswered.setdefault(batch, []).append(record)
+        for batch, records in unanswered.items():
+            self._hold(batch, records)
+        if delivered:
+            await self._spool.remove(delivered)
+            self._metrics.replayed.labels(found[0][1].topic).inc(len(delivered))
+        return len(delivered)
+
+
+def _identity(record: Record) -> tuple[str, bytes, int]:
+    return record.topic, record.key, record.timestamp_ms

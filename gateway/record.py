@@ -1,0 +1,19 @@
+"""What the gateway hands on: one Kafka record."""
+
+from typing import NamedTuple
+
+OVERHEAD_BYTES = 100  # what a record costs beyond its key and value, in Kafka or in the spool, generously
+
+
+class Record(NamedTuple):
+    """`partition` is None if any will do; `timestamp_ms` is the event's received_at, epoch ms."""
+
+    topic: str
+    partition: int | None
+    key: bytes
+    value: bytes
+    timestamp_ms: int
+
+    @property
+    def bytes(self) -> int:
+        return len(self.key) + len(self.value) + OVERHEAD_BYTES
