@@ -1,18 +1,36 @@
 """Reads a request's body: at most `bytes_max`, refused while it streams in; JSON or nothing."""
 
-from gateway.asgi import Receive, Scope
-from gateway.errors import PayloadTooLarge, UnsupportedMediaType
+from gateway.asgi import Message, Receive, Scope
+from gateway.errors import PayloadTooLarge, Unavailable, UnsupportedMediaType
 
 
 class ClientDisconnected(Exception):
     """The caller left before its body was complete: there is no event, and nobody to answer."""
 
 
-async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
-    """The whole body.
+class ByteBudget:
+    """Bytes of bodies that are still arriving, all connections together: slow callers share it among themselves."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._left = bytes_max
+
+    def take(self, size: int) -> None:
+        """Raises Unavailable."""
+        self._left -= size
+        if self._left < 0:
+            self._left += size
+            raise Unavailable("Too many large bodies arrive at once", code="bodies_in_flight")
+
+    def give_back(self, size: int) -> None:
+        self._left += size
+
+
+async def read_body(scope: Scope, receive: Receive, bytes_max: int, budget: ByteBudget) -> bytes:
+    """The whole body. How long it may take is the server's business.
 
     Raises UnsupportedMediaType for a body that does not say it is JSON, PayloadTooLarge as soon as its
-    announced or received length exceeds `bytes_max`, ClientDisconnected.
+    announced or received length exceeds `bytes_max`, Unavailable if too many bodies are under way at once,
+    ClientDisconnected.
     """
     for name, value in scope["headers"]:
         if name == b"content-length":
@@ -33,14 +51,24 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
         if len(body) > bytes_max:
             raise PayloadTooLarge(bytes_max)
         return body
+    return await _read_chunks(message, receive, bytes_max, budget)
+
+
+async def _read_chunks(message: Message, receive: Receive, bytes_max: int, budget: ByteBudget) -> bytes:
+    """A body in several pieces: what has arrived counts against the budget of all that are being read."""
     chunks = bytearray()
-    while message["type"] == "http.request":
-        chunks += message.get("body", b"")
-        if len(chunks) > bytes_max:
-            raise PayloadTooLarge(bytes_max)
-        if not message.get("more_body"):
-            return bytes(chunks)
-        message = await receive()
+    try:
+        while message["type"] == "http.request":
+            chunk = message.get("body", b"")
+            budget.take(len(chunk))
+            chunks += chunk
+            if len(chunks) > bytes_max:
+                raise PayloadTooLarge(bytes_max)
+            if not message.get("more_body"):
+                return bytes(chunks)
+            message = await receive()
+    finally:
+        budget.give_back(len(chunks))
     raise ClientDisconnected
 
 

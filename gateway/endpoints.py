@@ -11,7 +11,7 @@ import structlog
 from uuid_utils import uuid7
 
 from gateway.asgi import Receive, Scope, Send, respond
-from gateway.body import ClientDisconnected, read_body
+from gateway.body import ByteBudget, ClientDisconnected, read_body
 from gateway.errors import (
     Forbidden,
     GatewayError,
@@ -33,6 +33,7 @@ from schemas.validation import Invalid
 
 log = structlog.get_logger(__name__)
 
+BODIES_BYTES_MAX = 33_554_432
 ID_ECHO_CHARS_MAX = 200  # of an unknown slug or name, in the error's details
 
 
@@ -53,6 +54,7 @@ class InteractionEndpoint:
         self._metrics = metrics
         self._received = metrics.received.labels(self.stream.name)
         self._event_bytes_max = event_bytes_max
+        self._budget = ByteBudget(BODIES_BYTES_MAX)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._received.inc()
@@ -72,6 +74,9 @@ class InteractionEndpoint:
 
     async def _track(self, scope: Scope, receive: Receive, received_ms: int) -> bytes:
         raise NotImplementedError
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        return await read_body(scope, receive, self._event_bytes_max, self._budget)
 
     async def _publish(self, event: dict[str, Any], owner: str, received_ms: int) -> bytes:
         """The answer, once the event is durable."""
@@ -103,7 +108,7 @@ class AppInteractions(InteractionEndpoint):
         slug = scope["path_params"]["slug"]
         if slug not in self._registry.current.apps:
             raise NotFound("app", slug[:ID_ECHO_CHARS_MAX])
-        event = self.stream.parse(await read_body(scope, receive, self._event_bytes_max))
+        event = self.stream.parse(await self._read(scope, receive))
         return await self._publish(event, slug, received_ms)
 
 
@@ -115,7 +120,7 @@ class RetrieverInteractions(InteractionEndpoint):
     async def _track(self, scope: Scope, receive: Receive, received_ms: int) -> bytes:
         name = scope["path_params"]["public_name"]
         session_id = self._authenticate(scope, name)
-        event = self.stream.parse(await read_body(scope, receive, self._event_bytes_max))
+        event = self.stream.parse(await self._read(scope, receive))
         if session_id and event.get("session_id") is None:
             event["session_id"] = session_id
         return await self._publish(event, name, received_ms)

@@ -7,8 +7,10 @@
     ├── Forbidden 403
     ├── NotFound 404
     ├── MethodNotAllowed 405      Allow
+    ├── RequestTimeout 408        Connection: close
     ├── PayloadTooLarge 413       Connection: close
     ├── UnsupportedMediaType 415
+    ├── HeadTooLarge 431          Connection: close
     ├── InternalError 500
     └── Unavailable 503           Retry-After
 
@@ -105,6 +107,24 @@ class MethodNotAllowed(GatewayError):
 
     def __init__(self, allow: str) -> None:
         super().__init__("Method not allowed", details={"allow": allow}, headers=[(b"allow", allow.encode("latin-1"))])
+
+
+class RequestTimeout(GatewayError):
+    """The caller was too slow; what had arrived is thrown away."""
+
+    status = 408
+    type = "RequestTimeoutError"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=[(b"connection", b"close")])
+
+
+class HeadTooLarge(GatewayError):
+    status = 431
+    type = "RequestHeaderFieldsTooLargeError"
+
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__(f"The request's head is larger than {bytes_max} bytes", details={"bytes_max": bytes_max})
 
 
 class PayloadTooLarge(GatewayError):

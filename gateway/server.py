@@ -1,34 +1,100 @@
-"""uvicorn's HTTP protocol, mended in two places.
+"""uvicorn's HTTP protocol, mended and bounded.
 
-What is not HTTP is answered (400) in the error envelope. And an offer to upgrade is not seen: httptools takes
-the body of a request that makes one for another protocol's bytes, so that events of Java's HTTP client, which
-offers h2c with every request, would arrive empty (github.com/Kludex/uvicorn/issues/2722).
+- At most CONNECTIONS_MAX connections a worker; one more is told 503 and closed.
+- A request must be there, to its last byte, REQUEST_S_MAX after its first one (for a connection's first request: after
+  the connection), and its head be no longer than HEAD_BYTES_MAX: 408 and 431. How long a body may be is for
+  `gateway.body` to say.
+- What is not HTTP is answered (400) in the error envelope.
+- An offer to upgrade is not seen: httptools takes the body of a request that makes one for another protocol's
+  bytes, so that events of Java's HTTP client, which offers h2c with every request, would arrive empty
+  (github.com/Kludex/uvicorn/issues/2722).
 """
 
+import asyncio
 import re
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, GatewayError, HeadTooLarge, RequestTimeout, Unavailable
+
+CONNECTIONS_MAX = 10_000
+REQUEST_S_MAX = 20.0
+HEAD_BYTES_MAX = 65_536
 
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)  # in no JSON: a string has no bare line break
 _IGNORED = b"\r\nignored:"  # as long, so that a body's length stays true
+_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Unavailable"}
 
 
 class HttpProtocol(HttpToolsProtocol):
+    _arriving = False
+    _in_head = False
+    _head_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MAX:
+            self._refuse(Unavailable("Too many connections", code="too_many_connections"))
+        else:
+            self._timer = self.loop.call_later(REQUEST_S_MAX, self._request_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
-        """A name that two segments share is missed: then the body is empty, and the answer 422."""
+        """An upgrade header whose name two segments share is missed: then the body is empty, and the answer 422."""
         if b"pgrade:" in data or b"PGRADE:" in data:
             data = _UPGRADE.sub(_IGNORED, data)
         super().data_received(data)
+        if self._arriving:
+            if self._in_head:
+                self._head_bytes += len(data)
+                if self._head_bytes > HEAD_BYTES_MAX:
+                    self._refuse(HeadTooLarge(HEAD_BYTES_MAX))
+                    return
+            if self._timer is None:
+                self._timer = self.loop.call_later(REQUEST_S_MAX, self._request_is_late)
+        elif self._timer is not None:
+            self._stop_timer()
+
+    def on_message_begin(self) -> None:
+        self._arriving = self._in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._arriving = False
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        body = BadRequest(msg).body()
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\n"
-            b"content-type: application/json\r\n"
-            b"content-length: %d\r\n"
-            b"connection: close\r\n"
-            b"\r\n%b" % (len(body), body)
-        )
+        self._refuse(BadRequest(msg))
+
+    def _request_is_late(self) -> None:
+        self._timer = None
+        if self.cycle is not None and self.cycle.response_started and self._arriving and not self._in_head:
+            self.transport.close()  # it has its answer, and still sends the body that nobody reads
+        else:
+            self._refuse(RequestTimeout(f"The request did not arrive within {REQUEST_S_MAX:.0f} s"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answer before there is a request, and hang up."""
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        body = error.body()
+        head = [b"HTTP/1.1 %d %b" % (error.status, _REASONS[error.status])]
+        head += [b"%b: %b" % header for header in error.headers if header[0] != b"connection"]
+        head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
+        self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
         self.transport.close()
