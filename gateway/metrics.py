@@ -1,6 +1,7 @@
 """Every metric of the gateway, declared once. Right with several workers too (prometheus multiprocess mode)."""
 
 import os
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -83,6 +84,16 @@ class Metrics:
         """The page at /metrics: of all workers where there are several."""
         if MULTIPROCESS_DIR not in os.environ:
             return generate_latest(self._registry)
+        _forget_dead_workers(Path(os.environ[MULTIPROCESS_DIR]))
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)
         return generate_latest(registry)
+
+
+def _forget_dead_workers(directory: Path) -> None:
+    """A worker that was killed leaves its gauges behind, and its spool is counted by whoever took it over."""
+    for pid in {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*.db")}:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(pid)

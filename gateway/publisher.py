@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 DEDUPE_HEADER = ("dedupe", b"1")
 REQUEST_TIMEOUT_MS = 10_000  # a broker that hangs is given up on, and asked again, after that
+START_S_MAX = 2.0
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_BACKOFF_S = (0.2, 5.0)
 LEADER_RETRY_S = 0.1
@@ -142,6 +143,8 @@ class KafkaPublisher:
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = asyncio.create_task(self._connect(), name="kafka-connect")
+        # The first callers should find Kafka, if it is there, but must not wait for it.
+        await asyncio.wait({self._connector}, timeout=START_S_MAX)
 
     def publish(self, record: Record, *, dedupe: bool = False) -> Batch:
         """Queue a record; its batch. Raises PublisherRefusal: no connection, no room, too large.
@@ -184,6 +187,8 @@ class KafkaPublisher:
         if pending:
             await asyncio.wait(pending, timeout=max(0.0, ends_at - self._loop.time()))
         producer, self._producer = self._producer, None
+        for batch in [batch for batches in self._waiting.values() for batch in batches]:
+            self._expire(batch)
         for task in self._deliveries:
             task.cancel()
         await asyncio.gather(*self._deliveries, return_exceptions=True)
@@ -197,7 +202,7 @@ class KafkaPublisher:
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Send waiting batches to free partitions of free brokers, round robin."""
+        """Send waiting batches to free partitions of free brokers, round robin; who has sent is last next time."""
         self._dispatch_due = False
         producer = self._producer
         if producer is None:
@@ -205,9 +210,10 @@ class KafkaPublisher:
         cluster = producer.client.cluster
         engaged: set[int] = set()
         leaderless = False
-        for (topic, pinned), waiting in self._waiting.items():
+        for lane, waiting in list(self._waiting.items()):
             if not waiting:
                 continue
+            topic, pinned = lane
             partitions = sorted(cluster.partitions_for_topic(topic) or ()) if pinned is None else [pinned]
             first = self._next_partition[topic] if pinned is None else 0
             for step in range(len(partitions)):
@@ -222,6 +228,7 @@ class KafkaPublisher:
                     if pinned is None:
                         self._next_partition[topic] = first + step + 1
                     self._send(producer, waiting.popleft(), partition, broker)
+                    self._waiting[lane] = self._waiting.pop(lane)
             if waiting and (leaderless or not partitions):
                 self._look_for_leaders(producer)
         self._busy_brokers |= engaged

@@ -38,7 +38,10 @@ CREATE TABLE IF NOT EXISTS records (
 ) STRICT
 """
 # A record that is there already stays: a file whose takeover was cut short is taken over once more.
-INSERT = "INSERT OR IGNORE INTO records (topic, partition, key, value, timestamp_ms) VALUES (?, ?, ?, ?, ?)"
+INSERT = """
+INSERT INTO records (topic, partition, key, value, timestamp_ms) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (topic, key, timestamp_ms) DO NOTHING
+"""
 
 T = TypeVar("T")
 
@@ -63,9 +66,15 @@ class Spool:
         self._writing = False
         self._lock: IO[str] | None = None
         self._database: sqlite3.Connection | None = None
-        self.bytes = 0
+        self._bytes_waiting = 0
+        self._bytes_written = 0
         self.records = 0
         self.oldest_ms: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """On the disk or on the way there."""
+        return self._bytes_written + self._bytes_waiting
 
     async def open(self) -> None:
         """Raises SpoolRefusal if the directory cannot be written to."""
@@ -81,17 +90,13 @@ class Spool:
             raise SpoolRefusal("spool_full", "The spool is full")
         if self.oldest_ms is not None and time.time() - self.oldest_ms / 1000 > self._age_max_s:
             raise SpoolRefusal("spool_old", "The spool holds records that should have left it long ago")
-        self.bytes += size
+        self._bytes_waiting += size
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((records, written))
         if not self._writing:
             self._writing = True
             asyncio.get_running_loop().create_task(self._write(), name="spool-write")
-        try:
-            await written
-        except SpoolRefusal:
-            self.bytes -= size
-            raise
+        await written
 
     async def oldest(self, bytes_max: int, *, skip: int = 0) -> list[tuple[int, Record]]:
         """The oldest records with their ids: `skip` of them, whatever their size, and then at least one if there
@@ -124,6 +129,7 @@ class Spool:
                 for _, written in batch:
                     if not written.done():
                         written.set_result(None)
+            self._bytes_waiting -= sum(record.bytes for records, _ in batch for record in records)
         self._writing = False
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
@@ -158,13 +164,13 @@ class Spool:
         lock = _locked(path)
         if lock is None:
             return  # another worker that starts was faster
-        with lock, closing(_connect(path)) as source:
-            columns = "topic, partition, key, value, timestamp_ms"
-            rows = source.execute(f"SELECT {columns} FROM records ORDER BY id")
-            with self._connected() as database:
+        with lock:  # to the end of the deletion: in between, another would copy it too
+            with closing(_connect(path)) as source, self._connected() as database:
+                columns = "topic, partition, key, value, timestamp_ms"
+                rows = source.execute(f"SELECT {columns} FROM records ORDER BY id")
                 database.executemany(INSERT, rows)
-        for leftover in (path, *path.parent.glob(f"{path.name}-*"), _lock_path(path)):
-            leftover.unlink(missing_ok=True)
+            for leftover in (path, *path.parent.glob(f"{path.name}-*"), _lock_path(path)):
+                leftover.unlink(missing_ok=True)
         log.info("spool file taken over", file=path.name)
 
     def _insert(self, records: Sequence[Record]) -> None:
@@ -172,6 +178,7 @@ class Spool:
         with self._connected() as database:
             database.executemany(INSERT, rows)
         self.records += len(records)
+        self._bytes_written += sum(record.bytes for record in records)
         if self.oldest_ms is None:
             self.oldest_ms = min(record.timestamp_ms for record in records)
 
@@ -216,7 +223,7 @@ class Spool:
             .execute("SELECT count(*), coalesce(sum(length(key) + length(value)), 0), min(timestamp_ms) FROM records")
             .fetchone()
         )
-        self.bytes = size + self.records * OVERHEAD_BYTES
+        self._bytes_written = size + self.records * OVERHEAD_BYTES
 
     def _connected(self) -> sqlite3.Connection:
         if self._database is None:
