@@ -1,7 +1,8 @@
-"""`python -m consumer run | migrate | status`. Settings come from CONSUMER_… variables."""
+"""`python -m consumer run`, and the commands in `consumer.commands`. Settings come from CONSUMER_… variables."""
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 
@@ -9,16 +10,22 @@ import structlog
 import uvloop
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
-from rich.console import Console
 
-from consumer import migrations, status
+from consumer import commands
+from consumer.audit_timer import AuditTimer
 from consumer.clickhouse import ClickHouse, ClickHouseUnavailable, RowRejected
+from consumer.dead_letter_commands import UnknownLetter
+from consumer.dead_letter_log import TooManyDeadLetters
 from consumer.dead_letters import DeadLetters
+from consumer.group import GroupActive, IntentRefused
 from consumer.inserter import Inserter
 from consumer.landing import Landing
+from consumer.ledger import UnreadableIntent
 from consumer.loop import Consumer
 from consumer.metrics import Metrics
+from consumer.migrations import MigrationError
 from consumer.recovery import Recovery
+from consumer.rewind import RewindRefused
 from consumer.server import create_server
 from consumer.settings import ConsumerSettings
 from consumer.source import KafkaSource, KafkaUnavailable
@@ -28,28 +35,42 @@ from schemas.streams import STREAMS
 log = structlog.get_logger(__name__)
 
 START_RETRY_S = 1.0
+COMMAND_ERRORS = (
+    GroupActive,
+    IntentRefused,
+    MigrationError,
+    RewindRefused,
+    TooManyDeadLetters,
+    UnknownLetter,
+    UnreadableIntent,
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="sluice-consumer", description="Insert Kafka's events into ClickHouse.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run", help="consume until SIGTERM")
-    commands.add_parser("migrate", help="create topics and tables, or bring them up to date")
-    commands.add_parser("status", help="lag per partition, in records and in seconds")
-    command = parser.parse_args().command
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers.add_parser("run", help="consume until SIGTERM").set_defaults(command=run)
+    commands.add(subparsers)
+    arguments = parser.parse_args()
     settings = ConsumerSettings.load()
     logs.configure(settings.log_level)
+    if arguments.command is not run:
+        # What the client libraries complain of on the way is in the one line that a command ends with.
+        for library in ("aiokafka", "clickhouse_connect", "urllib3"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        uvloop.run({"run": run, "migrate": migrate, "status": show_status}[command](settings))
-    except (KafkaError, KafkaUnavailable, OSError) as error:
+        sys.exit(uvloop.run(arguments.command(settings, arguments)))
+    except KafkaUnavailable as error:
+        sys.exit(f"Kafka at {settings.kafka_bootstrap_servers}: {error}")
+    except (KafkaError, OSError) as error:
         sys.exit(f"Kafka at {settings.kafka_bootstrap_servers}: {error!r}")
     except (ClickHouseUnavailable, RowRejected) as error:
         sys.exit(f"ClickHouse: {error}")
-    except migrations.MigrationError as error:
+    except COMMAND_ERRORS as error:
         sys.exit(str(error))
 
 
-async def run(settings: ConsumerSettings) -> None:
+async def run(settings: ConsumerSettings, _: argparse.Namespace) -> int:
     """Until SIGTERM or SIGINT, then the batches in hand; Kafka or ClickHouse being away ends nothing."""
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -63,6 +84,7 @@ async def run(settings: ConsumerSettings) -> None:
     consumer = Consumer(settings, source, inserter, landing, recovery, metrics)
     server = create_server(consumer, metrics, settings.metrics_host, settings.metrics_port)
     serving = asyncio.create_task(server.serve(), name="metrics-server")
+    auditing = asyncio.create_task(AuditTimer(settings, clickhouse, metrics).run(), name="audit")
     try:
         if await _start(source, consumer, stopping):
             consuming = asyncio.create_task(consumer.run(), name="consume")
@@ -71,10 +93,12 @@ async def run(settings: ConsumerSettings) -> None:
             consumer.stop()
             await consuming
     finally:
+        auditing.cancel()
         await source.stop()
         inserter.close()
         server.should_exit = True
         await serving
+    return 0
 
 
 async def _start(source: KafkaSource, consumer: Consumer, stopping: asyncio.Event) -> bool:
@@ -91,18 +115,6 @@ async def _start(source: KafkaSource, consumer: Consumer, stopping: asyncio.Even
         else:
             return True
     return False
-
-
-async def migrate(settings: ConsumerSettings) -> None:
-    await migrations.create_topics(settings)
-    clickhouse = ClickHouse(settings)
-    files = migrations.migrations()
-    await asyncio.to_thread(migrations.create_tables, clickhouse, files, settings.retention_days)
-    clickhouse.close()
-
-
-async def show_status(settings: ConsumerSettings) -> None:
-    Console().print(status.table(await status.partition_statuses(settings)))
 
 
 if __name__ == "__main__":

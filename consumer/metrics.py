@@ -63,11 +63,27 @@ class Metrics:
         self.alarms = Gauge("consumer_alarms", "Partitions that wait for help", registry=registry)
         # Partitions that stopped for good, until the next rebalance or restart.
         self.stopped_partitions = Gauge("consumer_stopped_partitions", "Partitions that need help", registry=registry)
+        # What the last background audit found in the recent past: rows too many, and records without a row.
+        self._audit_duplicates = Gauge(
+            "consumer_audit_duplicates", "Rows too many", ["topic", "partition"], registry=registry
+        )
+        self._audit_gaps = Gauge(
+            "consumer_audit_gaps",
+            "Records below the committed offset without a row",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        # Unix time at which that audit ended; 0 before the first.
+        self.audit_time = Gauge("consumer_audit_time", "When the last audit ended, Unix seconds", registry=registry)
 
     def inserted(self, topic: str, rows: int, seconds: float) -> None:
         self._rows.labels(topic).inc(rows)
         self._batches.labels(topic).inc()
         self._insert_s.labels(topic).observe(seconds)
+
+    def audited(self, topic: str, partition: int, duplicates: int, gaps: int) -> None:
+        self._audit_duplicates.labels(topic, partition).set(duplicates)
+        self._audit_gaps.labels(topic, partition).set(gaps)
 
     def landed(self, topic: str, newest_ms: int) -> None:
         self._delay_s.labels(topic).set(time.time() - newest_ms / 1000)

@@ -21,13 +21,15 @@ class Breaker:
         self._retry_at = 0.0
         self.is_open = False
 
+    def would_admit(self, now: float) -> bool:
+        return not self.is_open or now >= self._retry_at
+
     def admits(self, now: float) -> bool:
         """Whether to try. While open, True for one probe after each cool-down."""
-        if not self.is_open:
-            return True
-        if now < self._retry_at:
+        if not self.would_admit(now):
             return False
-        self._retry_at = now + PROBE_S_MAX
+        if self.is_open:
+            self._retry_at = now + PROBE_S_MAX
         return True
 
     def record(self, success: bool, now: float) -> None:

@@ -10,6 +10,8 @@ process may die between Kafka's answer and the spool's.
 """
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -60,12 +62,17 @@ class KafkaOutbox:
         self._held: set[tuple[str, bytes, int]] = set()
         self._waiting_for_kafka: set[asyncio.Task[None]] = set()
         self._replay: asyncio.Task[None] | None = None
+        self._round: asyncio.Task[int] | None = None
+        self._callers = 0
+        self._last_caller_left = asyncio.Event()
+        self._stopping = False
         self._spool_refusal: SpoolRefusal | None = None
 
     @property
     def unready_reason(self) -> str | None:
         """None while an event would find a place."""
-        if self._publisher.unready_reason is None and not self._breaker.is_open:
+        # An open breaker that waits for a probe is ready: no event, no probe.
+        if self._publisher.unready_reason is None and self._breaker.would_admit(self._loop.time()):
             return None
         if self._spool_refusal is not None:
             return f"Kafka: {self._publisher.unready_reason or 'does not answer'}; spool: {self._spool_refusal}"
@@ -83,14 +90,29 @@ class KafkaOutbox:
         if self._replay is not None:
             self._replay.cancel()
         await self._publisher.stop(deadline_s)
-        if self._rescues:
-            await asyncio.wait(self._rescues.values(), timeout=SPOOL_TIMEOUT_S)
+        self._stopping = True
+        if self._callers:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SPOOL_TIMEOUT_S):
+                    await self._last_caller_left.wait()
+        under_way = {*self._rescues.values(), *([self._round] if self._round is not None else [])}
+        if under_way:
+            await asyncio.wait(under_way, timeout=SPOOL_TIMEOUT_S)
         for task in self._waiting_for_kafka:
             task.cancel()
         await self._spool.close()
 
     async def publish(self, record: Record) -> Durability:
         """Raises PublisherRefusal (too large, too much in flight) or SpoolRefusal: the event is nowhere durable."""
+        self._callers += 1
+        try:
+            return await self._publish(record)
+        finally:
+            self._callers -= 1
+            if self._stopping and not self._callers:
+                self._last_caller_left.set()
+
+    async def _publish(self, record: Record) -> Durability:
         if self._breaker.admits(self._loop.time()):
             try:
                 batch = self._publisher.publish(record)
@@ -99,7 +121,7 @@ class KafkaOutbox:
                     raise
                 self._breaker.record(False, self._loop.time())
             else:
-                if await batch.outcome is Outcome.DELIVERED:
+                if await asyncio.shield(batch.outcome) is Outcome.DELIVERED:  # one caller's end is not the others'
                     return "kafka"
                 await asyncio.shield(self._rescue(batch))
                 return "spool"
@@ -122,7 +144,7 @@ class KafkaOutbox:
 
     async def _spool_batch(self, batch: Batch) -> None:
         records = [record._replace(partition=batch.partition) for record in batch.records]
-        if not batch.final.done():
+        if not batch.final.done() or batch.final.result() is Outcome.DELIVERED:  # it may come just now
             self._hold(batch, records)
         await self._append(records)
 
@@ -153,8 +175,9 @@ class KafkaOutbox:
             await asyncio.wait({rescue})
         try:
             if outcome is Outcome.DELIVERED:
-                await self._spool.remove(await self._spool.find(records))
-                self._metrics.late_answers.labels(batch.topic).inc(len(records))
+                found = await self._spool.find(records)
+                await self._spool.remove(found)
+                self._metrics.late_answers.labels(batch.topic).inc(len(found))
         except SpoolRefusal:
             pass  # logged by the spool; the records are replayed, marked, and dropped downstream
         finally:
@@ -165,9 +188,14 @@ class KafkaOutbox:
         replaying = False
         while True:
             sent = 0
-            if self._spool.records and self._publisher.unready_reason is None and not self._breaker.is_open:
+            if (
+                self._spool.records
+                and self._publisher.unready_reason is None
+                and self._breaker.would_admit(self._loop.time())
+            ):
+                self._round = self._loop.create_task(self._replay_some())
                 try:
-                    sent = await self._replay_some()
+                    sent = await asyncio.shield(self._round)  # `stop` lets it end: what Kafka has leaves the spool
                 except (SpoolRefusal, PublisherRefusal) as refusal:
                     log.warning("replay paused", reason=str(refusal))
             if sent and not replaying:
@@ -179,25 +207,44 @@ class KafkaOutbox:
             await asyncio.sleep(sent / self._replay_records_per_s if sent else REPLAY_IDLE_S)
 
     async def _replay_some(self) -> int:
-        """How many records Kafka has taken. Raises SpoolRefusal, PublisherRefusal."""
+        """How many records Kafka has taken; a single one is the probe if there is no live traffic to send one.
+
+        Raises SpoolRefusal, PublisherRefusal.
+        """
+        bytes_max = 1 if self._breaker.is_open else REPLAY_BYTES
         found = [
             (id_, record)
-            for id_, record in await self._spool.oldest(REPLAY_BYTES, skip=len(self._held))
+            for id_, record in await self._spool.oldest(bytes_max, skip=len(self._held))
             if _identity(record) not in self._held
         ]
-        batches = [(id_, record, self._publisher.publish(record, dedupe=True)) for id_, record in found]
-        delivered = []
+        if not found or not self._breaker.admits(self._loop.time()):
+            return 0
+        batches: list[tuple[int, Record, Batch]] = []
+        for id_, record in found:
+            try:
+                batches.append((id_, record, self._publisher.publish(record, dedupe=True)))
+            except PublisherRefusal:
+                if not batches:
+                    raise
+                break  # those before it are under way
+        delivered: list[int] = []
+        topics: Counter[str] = Counter()
         unanswered: dict[Batch, list[Record]] = {}
         for id_, record, batch in batches:
-            if await batch.outcome is Outcome.DELIVERED:
+            outcome = await batch.outcome
+            if batch.final.done():
+                outcome = batch.final.result()
+            if outcome is Outcome.DELIVERED:
                 delivered.append(id_)
+                topics[record.topic] += 1
             elif not batch.final.done():
                 unanswered.setdefault(batch, []).append(record)
         for batch, records in unanswered.items():
             self._hold(batch, records)
         if delivered:
             await self._spool.remove(delivered)
-            self._metrics.replayed.labels(found[0][1].topic).inc(len(delivered))
+            for topic, count in topics.items():
+                self._metrics.replayed.labels(topic).inc(count)
         return len(delivered)
 
 

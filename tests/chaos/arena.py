@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -47,6 +48,7 @@ class Arena:
     env: dict[str, str] = field(default_factory=dict)
     random: Random = field(init=False)
     name: str = field(init=False)
+    began: str = field(init=False)
     begins: dict[int, int] = field(init=False)
     produced: list[str] = field(default_factory=list)
     produced_in: Counter[int] = field(default_factory=Counter)
@@ -68,6 +70,7 @@ class Arena:
         self.command("migrate")
         for statement in ROLLUP.strip().rstrip(";").split(";"):
             self.execute(statement)
+        self.began = datetime.now(UTC).isoformat()
         self.begins = asyncio.run(self._begin_at_end())
 
     # Processes
@@ -283,6 +286,7 @@ class Arena:
         assert held == set(self.produced), f"seed {self.seed}: other events than those produced"
         if rollup:
             assert int(self.value("SELECT sum(events) FROM rollup")) == expected, f"seed {self.seed}: rollup differs"
+        self.command("audit", "--since", self.began)
 
     def logs(self, lines: int = 8) -> str:
         return "\n".join(

@@ -15,7 +15,7 @@ from tests.chaos.load import Figures, table
 
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "1"))
 FIRST_SEED = int(os.environ.get("CHAOS_FIRST_SEED", "1"))
-OUTAGE_S = float(os.environ.get("CHAOS_OUTAGE_S", "6"))
+OUTAGE_S = float(os.environ.get("CHAOS_OUTAGE_S", "5"))
 DESIGN_PATH = Path(__file__).parents[2] / "gateway" / "DESIGN.md"
 TABLE_MARKERS = ("<!-- chaos: written by make chaos -->\n", "<!-- /chaos -->")
 

@@ -96,12 +96,15 @@ def table(figures: Sequence[Figures]) -> str:
 class Load:
     """Runs in a thread of its own, from `with` on until `stop`."""
 
-    def __init__(self, name: str, ports: Sequence[int], seed: int, *, seconds_max: float) -> None:
+    def __init__(
+        self, name: str, ports: Sequence[int], seed: int, *, seconds_max: float, query_chars_max: int = 300
+    ) -> None:
         self.attempts: list[Attempt] = []
         self._name = name
         self._ports = ports
         self._seed = seed
         self._seconds_max = seconds_max
+        self._query_chars_max = query_chars_max
         self._is_stopped = False
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load", daemon=True)
 
@@ -140,7 +143,7 @@ class Load:
                 await asyncio.sleep(RECONNECT_S)
                 continue
             is_open = True
-            while is_open and self._goes_on:
+            while is_open and not reader.at_eof() and self._goes_on:
                 sent += 1
                 attempt, is_open = await self._attempt(f"{self._name}-{index}-{sent}", random, reader, writer)
                 self.attempts.append(attempt)
@@ -152,8 +155,11 @@ class Load:
         self, marker: str, random: Random, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> tuple[Attempt, bool]:
         """The attempt, and whether the connection may be used again."""
-        event = {"event_type": random.choice(["view", "click"]), "query": "q" * random.randint(1, 300), MARKER: marker}
-        body = json.dumps(event).encode()
+        event = {
+            "event_type": random.choice(["view", "click"]),
+            "query": "q" * random.randint(1, self._query_chars_max),
+        }
+        body = json.dumps(event | {MARKER: marker}).encode()
         head = f"POST {PATH} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
         began_s = time.monotonic()
         status, answer, is_open = None, {}, False

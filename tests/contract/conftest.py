@@ -1,4 +1,4 @@
-"""The real application over HTTP, in process; only its publisher is a double."""
+"""The real application over HTTP, in process; only its outbox is a double."""
 
 import os
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from gateway.app import compose
 from gateway.asgi import ASGIApp
 from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings
-from tests.contract.gateway_under_test import EVENT_BYTES_MAX, RecordingPublisher, write_registry
+from tests.contract.gateway_under_test import EVENT_BYTES_MAX, RecordingOutbox, write_registry
 
 
 @pytest.fixture(autouse=True)
@@ -23,15 +23,15 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def publisher() -> RecordingPublisher:
-    return RecordingPublisher()
+def outbox() -> RecordingOutbox:
+    return RecordingOutbox()
 
 
 @pytest.fixture
-def app(tmp_path: Path, publisher: RecordingPublisher) -> ASGIApp:
+def app(tmp_path: Path, outbox: RecordingOutbox) -> ASGIApp:
     settings = GatewaySettings(registry_file=write_registry(tmp_path))
     assert settings.event_bytes_max == EVENT_BYTES_MAX  # what the tests say of the default is so
-    return compose(settings, publisher, Metrics(CollectorRegistry()))
+    return compose(settings, outbox, Metrics(CollectorRegistry()))
 
 
 @pytest.fixture

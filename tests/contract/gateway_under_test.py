@@ -1,7 +1,6 @@
-"""The gateway as its callers meet it, without Kafka: a publisher that keeps the records, a registry with two
+"""The gateway as its callers meet it, without Kafka and disk: an outbox that keeps the records, a registry with two
 retrievers, and what both endpoints need for a request that is valid in everything but what a test changes."""
 
-import asyncio
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -10,7 +9,8 @@ from typing import Any
 
 import httpx
 
-from gateway.publisher import Outcome
+from gateway.outbox import Durability
+from gateway.record import Record
 
 APP = "demo-shop"
 RETRIEVER, OTHER_RETRIEVER = "products", "articles"
@@ -49,13 +49,7 @@ def write_registry(directory: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Record:
-    topic: str
-    key: bytes
-    value: bytes
-    timestamp_ms: int
-
+class KeptRecord(Record):
     @property
     def row(self) -> dict[str, Any]:
         row: dict[str, Any] = json.loads(self.value)
@@ -63,25 +57,23 @@ class Record:
 
 
 @dataclass
-class RecordingPublisher:
-    """Keeps what it takes. `fault` is raised instead, `outcome` is what becomes of a record."""
+class RecordingOutbox:
+    """Keeps what it takes. `fault` is raised instead, `durability` is where it says that a record is."""
 
-    outcome: Outcome = Outcome.DELIVERED
+    durability: Durability = "kafka"
     fault: Exception | None = None
     unready_reason: str | None = None
-    records: list[Record] = field(default_factory=list)
+    records: list[KeptRecord] = field(default_factory=list)
 
     async def start(self) -> None: ...
 
     async def stop(self, deadline_s: float) -> None: ...
 
-    def publish(self, topic: str, key: bytes, value: bytes, timestamp_ms: int) -> asyncio.Future[Outcome]:
+    async def publish(self, record: Record) -> Durability:
         if self.fault is not None:
             raise self.fault
-        self.records.append(Record(topic, key, value, timestamp_ms))
-        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        outcome.set_result(self.outcome)
-        return outcome
+        self.records.append(KeptRecord(*record))
+        return self.durability
 
     @property
     def row(self) -> dict[str, Any]:

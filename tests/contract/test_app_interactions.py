@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from schemas.streams import iso_ms
-from tests.contract.gateway_under_test import APP, APP_PATH, JSON, RecordingPublisher, envelope, validation_errors
+from tests.contract.gateway_under_test import APP, APP_PATH, JSON, RecordingOutbox, envelope, validation_errors
 
 FULL_EVENT: dict[str, Any] = {
     "event_type": "click",
@@ -25,7 +25,7 @@ FULL_EVENT: dict[str, Any] = {
 
 
 async def test_answer_and_record_of_the_contracts_own_example(
-    client: httpx.AsyncClient, publisher: RecordingPublisher
+    client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     event = {key: FULL_EVENT[key] for key in ("event_type", "document_id", "position", "query", "session_id")}
     before_ms = time.time_ns() // 1_000_000
@@ -38,7 +38,7 @@ async def test_answer_and_record_of_the_contracts_own_example(
     assert answer == {"success": True, "event_id": answer["event_id"], "durability": "kafka"}
     assert uuid.UUID(answer["event_id"]).version == 7
 
-    [record] = publisher.records
+    [record] = outbox.records
     assert record.topic == "app_interactions"
     assert record.key == answer["event_id"].encode()
     assert before_ms <= record.timestamp_ms <= after_ms
@@ -50,47 +50,47 @@ async def test_answer_and_record_of_the_contracts_own_example(
     }
 
 
-async def test_every_field(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_every_field(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     assert (await client.post(APP_PATH, json=FULL_EVENT)).status_code == 200
-    row = publisher.row
+    row = outbox.row
     assert {name: row[name] for name in FULL_EVENT} == FULL_EVENT
 
 
-async def test_event_type_alone_is_enough(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_event_type_alone_is_enough(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     assert (await client.post(APP_PATH, json={"event_type": ""})).status_code == 200
-    assert set(publisher.row) == {"event_id", "app", "received_at", "event_type"}
+    assert set(outbox.row) == {"event_id", "app", "received_at", "event_type"}
 
 
-async def test_event_type_is_required(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_event_type_is_required(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     response = await client.post(APP_PATH, json={name: v for name, v in FULL_EVENT.items() if name != "event_type"})
     assert validation_errors(response) == [{"loc": ["body", "event_type"], "msg": "Field required", "type": "missing"}]
-    assert not publisher.records
+    assert not outbox.records
 
 
 @pytest.mark.parametrize("field", [name for name in FULL_EVENT if name != "event_type"])
-async def test_other_fields_may_be_null(field: str, client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_other_fields_may_be_null(field: str, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     assert (await client.post(APP_PATH, json={"event_type": "e", field: None})).status_code == 200
-    assert publisher.row[field] is None
+    assert outbox.row[field] is None
 
 
-async def test_extra_fields_are_stored_as_they_are(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_extra_fields_are_stored_as_they_are(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     extra = {"zone": "eu", "n": 1, "f": 1.0, "null": None, "deep": {"a": [1, {"b": [True]}]}, "": "", "extra": {"x": 1}}
     assert (await client.post(APP_PATH, json={"event_type": "e", **extra})).status_code == 200
-    assert json.dumps(publisher.row["extra"]) == json.dumps(extra)
+    assert json.dumps(outbox.row["extra"]) == json.dumps(extra)
 
 
-async def test_extra_fields_cannot_forge_columns(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_extra_fields_cannot_forge_columns(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     forged = {"app": "other", "received_at": "1970-01-01T00:00:00.000Z", "kafka_offset": 0}
     assert (await client.post(APP_PATH, json={"event_type": "e", **forged})).status_code == 200
-    assert publisher.row["app"] == APP
-    assert publisher.row["received_at"] > "2020"
-    assert publisher.row["extra"] == forged
+    assert outbox.row["app"] == APP
+    assert outbox.row["received_at"] > "2020"
+    assert outbox.row["extra"] == forged
 
 
-async def test_each_event_has_its_own_id(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_each_event_has_its_own_id(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     ids = [(await client.post(APP_PATH, json={"event_type": "e"})).json()["event_id"] for _ in range(20)]
     assert len(set(ids)) == 20
-    assert [record.key.decode() for record in publisher.records] == ids
+    assert [record.key.decode() for record in outbox.records] == ids
 
 
 async def test_no_authentication_is_asked_for(client: httpx.AsyncClient) -> None:
@@ -98,9 +98,9 @@ async def test_no_authentication_is_asked_for(client: httpx.AsyncClient) -> None
     assert (await client.post(APP_PATH, json={"event_type": "e"}, headers=headers)).status_code == 200
 
 
-async def test_session_header_means_nothing_here(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_session_header_means_nothing_here(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     await client.post(APP_PATH, json={"event_type": "e"}, headers={"X-Session-ID": "s"})
-    assert "session_id" not in publisher.row
+    assert "session_id" not in outbox.row
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ async def test_session_header_means_nothing_here(client: httpx.AsyncClient, publ
     [("nobody", "nobody"), ("Demo-Shop", "Demo-Shop"), ("%C3%BC%20%22", 'ü "'), ("%00", "\0"), ("x" * 300, "x" * 200)],
     ids=["unknown", "case", "escaped", "nul", "long"],
 )
-async def test_unknown_slug(written: str, slug: str, client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_unknown_slug(written: str, slug: str, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     response = await client.post(f"/v1/public/apps/{written}/interactions", json={"event_type": "e"})
     error = envelope(response, 404, "NotFoundError")
     assert error["details"] == {"resource": "app", "id": slug}
-    assert not publisher.records
+    assert not outbox.records
 
 
 async def test_unknown_slug_is_told_before_the_body_is_looked_at(client: httpx.AsyncClient) -> None:
@@ -125,7 +125,7 @@ async def test_name_of_a_retriever_is_no_slug(client: httpx.AsyncClient) -> None
     envelope(response, 404, "NotFoundError")
 
 
-async def test_slug_may_be_written_with_escapes(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_slug_may_be_written_with_escapes(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     response = await client.post("/v1/public/apps/demo%2Dshop/interactions?x=1", json={"event_type": "e"})
     assert response.status_code == 200
-    assert publisher.row["app"] == APP
+    assert outbox.row["app"] == APP

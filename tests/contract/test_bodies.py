@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from schemas.fields import INT64_MAX, INT64_MIN
-from tests.contract.gateway_under_test import APP_PATH, ENDPOINTS, JSON, Endpoint, RecordingPublisher, validation_errors
+from tests.contract.gateway_under_test import APP_PATH, ENDPOINTS, JSON, Endpoint, RecordingOutbox, validation_errors
 from tests.unit.json_corpus import KEPT_VALUES, REFUSED_TEXTS, REFUSED_VALUES
 
 EACH_ENDPOINT = pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
@@ -21,69 +21,69 @@ async def post(client: httpx.AsyncClient, endpoint: Endpoint, body: bytes) -> ht
 @EACH_ENDPOINT
 @pytest.mark.parametrize("text", REFUSED_TEXTS.values(), ids=REFUSED_TEXTS.keys())
 async def test_text_that_is_no_event(
-    text: bytes, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    text: bytes, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     validation_errors(await post(client, endpoint, text))
-    assert not publisher.records
+    assert not outbox.records
 
 
 @EACH_ENDPOINT
 @pytest.mark.parametrize("value", REFUSED_VALUES.values(), ids=REFUSED_VALUES.keys())
 async def test_hostile_value(
-    value: bytes, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    value: bytes, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     errors = validation_errors(await post(client, endpoint, endpoint.body_with(b"metadata", b'{"x":%b}' % value)))
     assert [entry["loc"] for entry in errors] == [["body"]]
-    assert not publisher.records
+    assert not outbox.records
 
 
 @EACH_ENDPOINT
 @pytest.mark.parametrize("value", REFUSED_VALUES.values(), ids=REFUSED_VALUES.keys())
 async def test_hostile_value_in_an_extra_field(
-    value: bytes, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    value: bytes, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     validation_errors(await post(client, endpoint, endpoint.body_with(b"zone", value)))
-    assert not publisher.records
+    assert not outbox.records
 
 
 @EACH_ENDPOINT
 @pytest.mark.parametrize("value", [v for v in REFUSED_VALUES.values() if not v.startswith((b"[", b"{"))], ids=repr)
 async def test_hostile_value_in_a_typed_field(
-    value: bytes, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    value: bytes, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     event = {name: v for name, v in endpoint.event.items() if name != "position"}
     body = json.dumps(event).encode()[:-1] + b',"position":%b}' % value
     validation_errors(await post(client, endpoint, body))
-    assert not publisher.records
+    assert not outbox.records
 
 
 @EACH_ENDPOINT
 @pytest.mark.parametrize(("value", "written"), KEPT_VALUES.values(), ids=KEPT_VALUES.keys())
 async def test_value_is_kept(
-    value: bytes, written: bytes, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    value: bytes, written: bytes, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     response = await post(client, endpoint, endpoint.body_with(b"metadata", b'{"x": %b}' % value))
     assert response.status_code == 200
-    assert b'"metadata":{"x":%b}' % written in publisher.records[0].value
+    assert b'"metadata":{"x":%b}' % written in outbox.records[0].value
 
 
 @EACH_ENDPOINT
 @pytest.mark.parametrize(("value", "written"), KEPT_VALUES.values(), ids=KEPT_VALUES.keys())
 async def test_value_of_an_extra_field_is_kept(
-    value: bytes, written: bytes, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    value: bytes, written: bytes, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     assert (await post(client, endpoint, endpoint.body_with(b"zone", value))).status_code == 200
-    assert b'"extra":{"zone":%b}' % written in publisher.records[0].value
+    assert b'"extra":{"zone":%b}' % written in outbox.records[0].value
 
 
 @EACH_ENDPOINT
 @pytest.mark.parametrize("field", ["document_id", "session_id"])
 async def test_nul_survives_in_a_typed_field(
-    field: str, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    field: str, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     body = json.dumps(endpoint.event | {field: "a\0b\U0001f600"}).encode()
     assert (await post(client, endpoint, body)).status_code == 200
-    assert publisher.row[field] == "a\0b\U0001f600"
+    assert outbox.row[field] == "a\0b\U0001f600"
 
 
 @pytest.mark.parametrize("field", ["position", "result_count", "latency_ms", "dwell_ms"])
@@ -91,10 +91,10 @@ async def test_nul_survives_in_a_typed_field(
     "value",
     [b'"2"', b"true", b"false", b"2.5", b"[2]", b"{}", b"9223372036854775808", b"-9223372036854775809", b"1e19"],
 )
-async def test_no_integer(value: bytes, field: str, client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_no_integer(value: bytes, field: str, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     errors = validation_errors(await post(client, ENDPOINTS[0], ENDPOINTS[0].body_with(field.encode(), value)))
     assert [entry["loc"] for entry in errors] == [["body", field]]
-    assert not publisher.records
+    assert not outbox.records
 
 
 @pytest.mark.parametrize("field", ["position", "result_count", "latency_ms", "dwell_ms"])
@@ -104,34 +104,30 @@ async def test_no_integer(value: bytes, field: str, client: httpx.AsyncClient, p
     ids=str,
 )
 async def test_integer(
-    value: bytes, number: int, field: str, client: httpx.AsyncClient, publisher: RecordingPublisher
+    value: bytes, number: int, field: str, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     assert (await post(client, ENDPOINTS[0], ENDPOINTS[0].body_with(field.encode(), value))).status_code == 200
-    assert b'"%b":%d}' % (field.encode(), number) in publisher.records[0].value
+    assert b'"%b":%d}' % (field.encode(), number) in outbox.records[0].value
 
 
-async def test_of_a_key_that_comes_twice_the_last_counts(
-    client: httpx.AsyncClient, publisher: RecordingPublisher
-) -> None:
+async def test_of_a_key_that_comes_twice_the_last_counts(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     body = b'{"event_type": "a", "zone": 1, "event_type": "b", "zone": 12345678901234567890}'
     assert (await post(client, ENDPOINTS[0], body)).status_code == 200
-    assert publisher.records[0].value.endswith(b'"event_type":"b","extra":{"zone":12345678901234567890}}')
+    assert outbox.records[0].value.endswith(b'"event_type":"b","extra":{"zone":12345678901234567890}}')
 
 
 async def test_null_and_absent_differ_where_the_contract_can_tell(
-    client: httpx.AsyncClient, publisher: RecordingPublisher
+    client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     body = b'{"event_type": "e", "query": null, "metadata": {"a": null}, "zone": null}'
     assert (await post(client, ENDPOINTS[0], body)).status_code == 200
-    assert publisher.records[0].value.endswith(
+    assert outbox.records[0].value.endswith(
         b'"event_type":"e","query":null,"metadata":{"a":null},"extra":{"zone":null}}'
     )
 
 
 @EACH_ENDPOINT
-async def test_body_in_many_pieces(
-    endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
-) -> None:
+async def test_body_in_many_pieces(endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     async def byte_by_byte() -> AsyncIterator[bytes]:
         for byte in endpoint.body:
             yield bytes([byte])
@@ -139,11 +135,11 @@ async def test_body_in_many_pieces(
 
     response = await client.post(endpoint.path, content=byte_by_byte(), headers=endpoint.headers)
     assert response.status_code == 200
-    assert publisher.row["event_id"] == response.json()["event_id"]
+    assert outbox.row["event_id"] == response.json()["event_id"]
 
 
-async def test_one_bad_event_says_nothing_of_the_next(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_one_bad_event_says_nothing_of_the_next(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     bodies = [b"{", b'{"event_type":"e"}', b"[" * 1000, b'{"event_type":"f"}']
     statuses = [(await client.post(APP_PATH, content=body, headers=JSON)).status_code for body in bodies]
     assert statuses == [422, 200, 422, 200]
-    assert [record.row["event_type"] for record in publisher.records] == ["e", "f"]
+    assert [record.row["event_type"] for record in outbox.records] == ["e", "f"]

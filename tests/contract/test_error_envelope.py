@@ -4,7 +4,8 @@ nothing that only the process should know."""
 import io
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import get_args
 
 import httpx
 import pytest
@@ -12,7 +13,9 @@ import structlog
 
 from gateway import endpoints
 from gateway.asgi import ASGIApp
-from gateway.publisher import Outcome, PublisherRefusal
+from gateway.outbox import Durability
+from gateway.publisher import PublisherRefusal
+from gateway.spool import SpoolRefusal
 from schemas import logs
 from tests.contract.gateway_under_test import (
     APP_PATH,
@@ -22,7 +25,7 @@ from tests.contract.gateway_under_test import (
     RETRIEVER_PATH,
     SECRETS,
     Endpoint,
-    RecordingPublisher,
+    RecordingOutbox,
     envelope,
     validation_errors,
 )
@@ -88,16 +91,16 @@ def padded(endpoint: Endpoint, size: int) -> bytes:
 
 
 @EACH_ENDPOINT
-async def test_largest_event(endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_largest_event(endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     body = padded(endpoint, EVENT_BYTES_MAX)
     assert (await client.post(endpoint.path, content=body, headers=endpoint.headers)).status_code == 200
-    assert len(publisher.records) == 1
+    assert len(outbox.records) == 1
 
 
 @EACH_ENDPOINT
 @pytest.mark.parametrize("announced", [True, False], ids=["announced", "chunked"])
 async def test_larger_event(
-    announced: bool, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    announced: bool, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     body = padded(endpoint, EVENT_BYTES_MAX + 1)
 
@@ -109,7 +112,7 @@ async def test_larger_event(
     error = envelope(response, 413, "PayloadTooLargeError")
     assert error["details"] == {"bytes_max": EVENT_BYTES_MAX}
     assert response.headers["connection"] == "close"
-    assert not publisher.records
+    assert not outbox.records
 
 
 async def test_refused_before_the_end_of_the_stream(client: httpx.AsyncClient) -> None:
@@ -144,48 +147,69 @@ async def test_refused_before_the_end_of_the_stream(client: httpx.AsyncClient) -
     ids=lambda headers: " ".join(headers.values()),
 )
 async def test_unsupported_media_type(
-    headers: dict[str, str], endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    headers: dict[str, str], endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     response = await client.post(endpoint.path, content=endpoint.body, headers=endpoint.headers | headers)
     envelope(response, 415, "UnsupportedMediaTypeError")
     if "Content-Encoding" in headers:
         assert response.headers["accept-encoding"] == "identity"
-    assert not publisher.records
+    assert not outbox.records
 
 
 @EACH_ENDPOINT
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=UTF-8", "text/plain", None])
 async def test_supported_media_type(
-    content_type: str | None, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    content_type: str | None, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     headers = {name: value for name, value in endpoint.headers.items() if name != "Content-Type"}
     if content_type is not None:
         headers["Content-Type"] = content_type
     assert (await client.post(endpoint.path, content=endpoint.body, headers=headers)).status_code == 200
-    assert len(publisher.records) == 1
+    assert len(outbox.records) == 1
 
 
 # What becomes of the record
 
 
 @EACH_ENDPOINT
-@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.DELIVERED])
-async def test_only_what_was_delivered_is_answered_with_200(
-    outcome: Outcome, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+@pytest.mark.parametrize("durability", get_args(Durability))
+async def test_answer_says_where_the_event_is_durable(
+    durability: Durability, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
-    publisher.outcome = outcome
+    outbox.durability = durability
     response = await client.post(endpoint.path, content=endpoint.body, headers=endpoint.headers)
-    error = envelope(response, 503, "ServiceUnavailableError")
-    assert error["code"] == f"publish_{outcome.value}"
-    assert int(response.headers["retry-after"]) >= 1
+    [record] = outbox.records
+    assert response.status_code == 200
+    assert response.json() == {"success": True, "event_id": record.key.decode(), "durability": durability}
 
 
 @EACH_ENDPOINT
-@pytest.mark.parametrize("reason", ["kafka_unavailable", "overloaded"])
-async def test_what_cannot_be_taken_is_503(
-    reason: str, endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+async def test_outbox_is_free_to_choose_the_partition(
+    endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
-    publisher.fault = PublisherRefusal(reason, "Not now")
+    await client.post(endpoint.path, content=endpoint.body, headers=endpoint.headers)
+    assert [record.partition for record in outbox.records] == [None]
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (PublisherRefusal, "kafka_unavailable"),
+        (PublisherRefusal, "overloaded"),
+        (SpoolRefusal, "spool_full"),
+        (SpoolRefusal, "spool_old"),
+        (SpoolRefusal, "spool_failed"),
+    ],
+)
+async def test_what_is_nowhere_durable_is_503(
+    refusal: Callable[[str, str], Exception],
+    reason: str,
+    endpoint: Endpoint,
+    client: httpx.AsyncClient,
+    outbox: RecordingOutbox,
+) -> None:
+    outbox.fault = refusal(reason, "Not now")
     response = await client.post(endpoint.path, content=endpoint.body, headers=endpoint.headers)
     assert envelope(response, 503, "ServiceUnavailableError")["code"] == reason
     assert int(response.headers["retry-after"]) >= 1
@@ -193,9 +217,9 @@ async def test_what_cannot_be_taken_is_503(
 
 @EACH_ENDPOINT
 async def test_record_that_no_batch_can_hold_is_413(
-    endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher
+    endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
-    publisher.fault = PublisherRefusal("record_too_large", "Too large")
+    outbox.fault = PublisherRefusal("record_too_large", "Too large")
     response = await client.post(endpoint.path, content=endpoint.body, headers=endpoint.headers)
     envelope(response, 413, "PayloadTooLargeError")
 
@@ -220,9 +244,9 @@ def log_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
 
 @EACH_ENDPOINT
 async def test_unforeseen_error(
-    endpoint: Endpoint, client: httpx.AsyncClient, publisher: RecordingPublisher, log_lines: io.StringIO
+    endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox, log_lines: io.StringIO
 ) -> None:
-    publisher.fault = RuntimeError("the reason, for the log alone")
+    outbox.fault = RuntimeError("the reason, for the log alone")
     response = await client.post(endpoint.path, content=endpoint.body, headers=endpoint.headers)
 
     error = envelope(response, 500, "InternalServerError")
@@ -233,8 +257,8 @@ async def test_unforeseen_error(
     assert not any(secret in log_lines.getvalue() for secret in SECRETS)
 
 
-async def test_unforeseen_error_elsewhere(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
-    publisher.unready_reason = object()  # type: ignore[assignment]  # no JSON
+async def test_unforeseen_error_elsewhere(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
+    outbox.unready_reason = object()  # type: ignore[assignment]  # no JSON
     response = await client.get("/readyz", headers=CREDENTIALS)
     assert envelope(response, 500, "InternalServerError")["message"] == "Internal server error"
     assert "object" not in response.text
@@ -243,16 +267,16 @@ async def test_unforeseen_error_elsewhere(client: httpx.AsyncClient, publisher: 
 # The rest
 
 
-async def test_livez(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
-    publisher.unready_reason = "no broker"
+async def test_livez(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
+    outbox.unready_reason = "no broker"
     response = await client.get("/livez")
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
-async def test_readyz(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_readyz(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     response = await client.get("/readyz")
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
-    publisher.unready_reason = "no broker"
+    outbox.unready_reason = "no broker"
     response = await client.get("/readyz")
     assert (response.status_code, response.json()) == (503, {"status": "unready", "reason": "no broker"})
 
@@ -273,9 +297,7 @@ async def test_metrics_count_what_arrives_and_what_is_refused(client: httpx.Asyn
     )
 
 
-async def test_no_answer_to_whoever_left(
-    client: httpx.AsyncClient, app: ASGIApp, publisher: RecordingPublisher
-) -> None:
+async def test_no_answer_to_whoever_left(client: httpx.AsyncClient, app: ASGIApp, outbox: RecordingOutbox) -> None:
     sent: list[object] = []
 
     async def receive() -> dict[str, object]:
@@ -286,6 +308,6 @@ async def test_no_answer_to_whoever_left(
 
     await app({"type": "http", "method": "POST", "path": APP_PATH, "headers": []}, receive, send)
     assert not sent
-    assert not publisher.records
+    assert not outbox.records
     page = (await client.get("/metrics")).text
     assert 'type="ClientDisconnected"} 1.0' in page

@@ -4,13 +4,16 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from tests.contract.gateway_under_test import (
     REGISTRY,
     RETRIEVER_PATH,
     SECRETS,
+    Endpoint,
     envelope,
     validation_errors,
     write_registry,
@@ -53,10 +57,15 @@ def eventually(condition: Callable[[], bool], seconds_max: float = 10.0) -> None
 
 
 class Gateway:
-    """A gateway process; `registry` is its file, `output` all that it has said."""
+    """A gateway process; `registry` is its file, `spool` its directory, `output` all that it has said.
 
-    def __init__(self, directory: Path, **settings: str) -> None:
+    `file_bytes_max`: no file that it writes may become larger, as if its disk were full.
+    """
+
+    def __init__(self, directory: Path, *, file_bytes_max: int | None = None, **settings: str) -> None:
+        self.directory = directory
         self.registry = write_registry(directory)
+        self.spool = directory / "spool"
         self.port = free_port()
         self._output = directory / "output"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
@@ -64,6 +73,7 @@ class Gateway:
             "GATEWAY_REGISTRY_FILE": str(self.registry),
             "GATEWAY_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",  # nobody listens there
             "GATEWAY_LOG_LEVEL": "debug",
+            "GATEWAY_SPOOL_DIR": str(self.spool),
             **settings,
         }
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", verify=False)  # no TLS here
@@ -71,10 +81,27 @@ class Gateway:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gateway"], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
             )
+        if file_bytes_max is not None:
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (file_bytes_max, file_bytes_max))
 
     @property
     def output(self) -> str:
         return self._output.read_text("utf-8")
+
+    @property
+    def spooled(self) -> dict[str, bytes]:
+        """Records on the disk by event id, as another process reads them."""
+        found: dict[str, bytes] = {}
+        for path in self.spool.glob("*.db"):
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+                for key, value in database.execute("SELECT key, value FROM records"):
+                    assert key.decode() not in found
+                    found[key.decode()] = value
+        return found
+
+    def metric(self, name: str) -> float:
+        [line] = [line for line in self.http.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+        return float(line.split()[1])
 
     def wait_until_live(self) -> None:
         def live() -> bool:
@@ -100,7 +127,25 @@ class Gateway:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Gateway]]:
+    """Each for one test. Started together: without Kafka, each waits a while for it before it serves."""
+    settings: dict[str, dict[str, Any]] = {
+        "killed": {},
+        "full": {"GATEWAY_SPOOL_BYTES_MAX": "1000000"},
+        "failing": {"file_bytes_max": 600_000},
+        "terminated": {},
+        "workers": {"GATEWAY_WORKERS": "2"},
+        "misspelt": {"GATEWAY_PROT": "DISTINCTIVE"},
+    }
+    others = {name: Gateway(tmp_path_factory.mktemp(name), **each) for name, each in settings.items()}
+    yield others
+    for other in others.values():
+        if other.process.poll() is None:
+            other.stop()
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, others: dict[str, Gateway]) -> Iterator[Gateway]:
     gateway = Gateway(tmp_path_factory.mktemp("gateway"))
     try:
         gateway.wait_until_live()
@@ -142,6 +187,15 @@ def answer(connection: socket.socket) -> httpx.Response:
     return httpx.Response(int(status_line.split()[1]), headers=headers, content=body)
 
 
+def accepted(response: httpx.Response) -> str:
+    """The event id in the answer for an event that waits on the disk for Kafka."""
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body == {"success": True, "event_id": body["event_id"], "durability": "spool"}
+    event_id: str = body["event_id"]
+    return event_id
+
+
 def receive(connection: socket.socket) -> bytes:
     received = connection.recv(65_536)
     assert received, "closed before the answer was whole"
@@ -164,20 +218,81 @@ def is_closed(connection: socket.socket) -> bool:
 # Without Kafka
 
 
-def test_live_but_not_ready(gateway: Gateway) -> None:
+def test_live_and_ready(gateway: Gateway) -> None:
     assert gateway.http.get("/livez").status_code == 200
     response = gateway.http.get("/readyz")
-    assert response.status_code == 503
-    assert response.json()["status"] == "unready"
-    assert response.json()["reason"]
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
-def test_valid_event_is_503_with_retry_after(endpoint: Any, gateway: Gateway) -> None:
-    response = gateway.http.post(endpoint.path, content=endpoint.body, headers=endpoint.headers)
-    error = envelope(response, 503, "ServiceUnavailableError")
-    assert error["code"] == "kafka_unavailable"
+def test_valid_event_is_on_the_disk_when_it_is_answered(endpoint: Endpoint, gateway: Gateway) -> None:
+    event_id = accepted(gateway.http.post(endpoint.path, content=endpoint.body, headers=endpoint.headers))
+    row = json.loads(gateway.spooled[event_id])
+    assert row["event_id"] == event_id
+    assert {name: row[name] for name in endpoint.event} == endpoint.event
+
+
+def test_killed_at_any_instant_it_keeps_what_it_has_answered(others: dict[str, Gateway]) -> None:
+    gateway = others["killed"]
+    gateway.wait_until_live()
+    answered = [accepted(gateway.http.post(APP_PATH, json={"event_type": "e"})) for _ in range(30)]
+    assert gateway.stop(signal.SIGKILL) == -signal.SIGKILL
+    killed, gateway = gateway, Gateway(gateway.directory)
+    gateway.wait_until_live()
+    assert list(gateway.spooled) == answered
+    eventually(lambda: gateway.metric("gateway_spool_records") == 30)
+    assert gateway.stop() == 0
+    assert list(killed.spooled) == answered
+
+
+def test_full_spool_is_503_and_unready(others: dict[str, Gateway]) -> None:
+    gateway = others["full"]
+    gateway.wait_until_live()
+    large = {"event_type": "e" * 240_000}
+    answered = {accepted(gateway.http.post(APP_PATH, json=large)) for _ in range(4)}
+    response = gateway.http.post(APP_PATH, json=large)
+    assert envelope(response, 503, "ServiceUnavailableError")["code"] == "spool_full"
     assert int(response.headers["retry-after"]) >= 1
+    ready = gateway.http.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (503, "unready")
+    assert "spool" in ready.json()["reason"]
+    assert "Kafka" in ready.json()["reason"]
+    assert gateway.http.get("/livez").status_code == 200
+    assert set(gateway.spooled) == answered
+
+    answered.add(accepted(gateway.http.post(APP_PATH, json={"event_type": "a small one"})))
+    assert gateway.http.get("/readyz").status_code == 200
+    assert gateway.stop() == 0
+    assert set(gateway.spooled) == answered
+    assert "Traceback" not in gateway.output
+
+
+def test_disk_that_fails_is_503_and_nothing_answered_is_lost(others: dict[str, Gateway]) -> None:
+    gateway = others["failing"]
+    gateway.wait_until_live()
+    answered, refused = set(), 0
+    for _ in range(30):
+        response = gateway.http.post(APP_PATH, json={"event_type": "e" * 100_000})
+        if response.status_code == 200:
+            answered.add(accepted(response))
+        else:
+            refused += 1
+            assert envelope(response, 503, "ServiceUnavailableError")["code"] == "spool_failed"
+            assert int(response.headers["retry-after"]) >= 1
+    assert answered
+    assert refused
+    assert gateway.http.get("/readyz").status_code == 503
+    assert gateway.http.get("/livez").status_code == 200
+    assert gateway.stop() == 0
+    assert answered <= set(gateway.spooled)
+    assert "Traceback" not in gateway.output
+
+
+def test_spool_that_cannot_be_made_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+    gateway = Gateway(tmp_path, GATEWAY_SPOOL_DIR=str(tmp_path / "a-file" / "spool"))
+    assert gateway.process.wait(START_S_MAX) != 0
+    assert "spool failed" in gateway.output
 
 
 def test_invalid_event_is_422_all_the_same(gateway: Gateway) -> None:
@@ -218,18 +333,18 @@ def test_announced_length_is_refused_before_the_body(connection: socket.socket) 
 def test_body_of_the_largest_size_is_read(connection: socket.socket) -> None:
     body = b'{"event_type":"%b"}' % (b"x" * (262_144 - len(b'{"event_type":""}')))
     connection.sendall(head(APP_PATH, "Content-Length: 262144") + body)
-    envelope(answer(connection), 503, "ServiceUnavailableError")
+    accepted(answer(connection))
 
 
 def test_body_in_pieces_over_time(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for byte in head(APP_PATH, "Transfer-Encoding: chunked") + chunk(b'{"event_type"') + chunk(b':"e"}') + b"0\r\n\r\n":
         connection.sendall(bytes([byte]))
-    envelope(answer(connection), 503, "ServiceUnavailableError")
+    accepted(answer(connection))
 
 
 def test_connection_is_kept_for_the_next_event(connection: socket.socket) -> None:
-    for body, status in ((b"{", 422), (b'{"event_type":"e"}', 503), (b"[]", 422)):
+    for body, status in ((b"{", 422), (b'{"event_type":"e"}', 200), (b"[]", 422)):
         connection.sendall(head(APP_PATH, f"Content-Length: {len(body)}") + body)
         assert answer(connection).status_code == status
 
@@ -239,7 +354,7 @@ def test_expect_100_continue(connection: socket.socket) -> None:
     connection.sendall(head(APP_PATH, f"Content-Length: {len(body)}", "Expect: 100-continue"))
     assert receive(connection) == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.sendall(body)
-    envelope(answer(connection), 503, "ServiceUnavailableError")
+    accepted(answer(connection))
 
 
 @pytest.mark.parametrize("name", ["Upgrade", "upgrade", "UPGRADE"])
@@ -264,7 +379,7 @@ def test_offer_to_upgrade_is_ignored(
             connection.sendall(request)
             eventually(lambda: unsent(connection) == 0)
             connection.sendall(body)
-        assert envelope(answer(connection), 503, "ServiceUnavailableError")["code"] == "kafka_unavailable"
+        accepted(answer(connection))
 
 
 def test_words_of_an_offer_in_a_body_change_no_length(connection: socket.socket) -> None:
@@ -356,13 +471,16 @@ def test_secrets_never_leave_the_process(gateway: Gateway) -> None:
                 statuses.add(response.status_code)
                 told = response.text + str(response.headers)
                 assert not [secret for secret in secrets if secret in told]
-    assert statuses == {401, 403, 404, 405, 413, 422, 503}
+    assert statuses == {200, 401, 403, 404, 405, 413, 422}
 
     with gateway.connect() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nAuthorization: Bearer %b\r\nbroken\r\n\r\n" % UNKNOWN_TOKEN.encode())
         assert UNKNOWN_TOKEN not in answer(connection).text
     digests = {hashlib.sha256(secret.encode()).hexdigest() for secret in secrets}
     assert not [secret for secret in secrets | digests if secret in gateway.output]
+    spooled = b"".join(path.read_bytes() for path in gateway.spool.iterdir())
+    assert b'"doc_1"' in spooled
+    assert not [secret for secret in secrets | digests if secret.encode() in spooled]
 
 
 def test_every_line_it_logs_is_a_json_object(gateway: Gateway) -> None:
@@ -384,18 +502,18 @@ def test_registry_is_reloaded_and_a_broken_one_is_not(gateway: Gateway) -> None:
     assert status("newcomer") == 404
     try:
         gateway.registry.write_text(REGISTRY + "\n[apps.newcomer]\n")
-        eventually(lambda: status("newcomer") == 503)
+        eventually(lambda: status("newcomer") == 200)
         gateway.registry.write_text("[apps.broken]\ncolour = 'DISTINCTIVE'\n")
         eventually(lambda: "refused" in gateway.output)
-        assert status("newcomer") == 503
+        assert status("newcomer") == 200
         assert "DISTINCTIVE" not in gateway.output
     finally:
         gateway.registry.write_text(REGISTRY)
     eventually(lambda: status("newcomer") == 404)
 
 
-def test_sigterm_lets_what_is_under_way_end(tmp_path: Path) -> None:
-    gateway = Gateway(tmp_path)
+def test_sigterm_lets_what_is_under_way_end(others: dict[str, Gateway]) -> None:
+    gateway = others["terminated"]
     gateway.wait_until_live()
     with gateway.connect() as connection:
         connection.sendall(head(APP_PATH, "Content-Length: 18", "Expect: 100-continue"))
@@ -403,14 +521,15 @@ def test_sigterm_lets_what_is_under_way_end(tmp_path: Path) -> None:
         gateway.process.send_signal(signal.SIGTERM)
         eventually(lambda: "Shutting down" in gateway.output)
         connection.sendall(b'{"event_type":"e"}')
-        envelope(answer(connection), 503, "ServiceUnavailableError")
+        event_id = accepted(answer(connection))
     assert gateway.stop() == 0
+    assert list(gateway.spooled) == [event_id]
     assert [json.loads(line)["level"] for line in gateway.output.splitlines()]
     assert "Unclosed" not in gateway.output
 
 
-def test_several_workers(tmp_path: Path) -> None:
-    gateway = Gateway(tmp_path, GATEWAY_WORKERS="2")
+def test_several_workers(others: dict[str, Gateway]) -> None:
+    gateway = others["workers"]
     gateway.wait_until_live()
     eventually(lambda: gateway.output.count("Application startup complete") == 2)
     assert "gateway_events_received" in gateway.http.get("/metrics").text
@@ -441,8 +560,8 @@ def test_bad_setting_stops_the_start(settings: dict[str, str], line: str, tmp_pa
     assert "DISTINCTIVE" not in gateway.output
 
 
-def test_misspelt_variable_is_warned_of_once(tmp_path: Path) -> None:
-    gateway = Gateway(tmp_path, GATEWAY_PROT="DISTINCTIVE")
+def test_misspelt_variable_is_warned_of_once(others: dict[str, Gateway]) -> None:
+    gateway = others["misspelt"]
     gateway.wait_until_live()
     assert gateway.stop(signal.SIGINT) == 0
     assert gateway.output.count("GATEWAY_PROT is not a setting (did you mean GATEWAY_PORT?)") == 1

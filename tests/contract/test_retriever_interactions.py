@@ -17,7 +17,7 @@ from tests.contract.gateway_under_test import (
     RETRIEVER_PATH,
     SECRETS,
     TOKEN,
-    RecordingPublisher,
+    RecordingOutbox,
     envelope,
     validation_errors,
 )
@@ -44,14 +44,14 @@ async def post(client: httpx.AsyncClient, event: dict[str, Any], **headers: str)
 
 
 async def test_answer_and_record_of_the_contracts_own_example(
-    client: httpx.AsyncClient, publisher: RecordingPublisher
+    client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     response = await post(client, FULL_EVENT)
     assert response.status_code == 200
     answer = response.json()
     assert answer == {"success": True, "event_id": answer["event_id"], "durability": "kafka"}
     assert uuid.UUID(answer["event_id"]).version == 7
-    [record] = publisher.records
+    [record] = outbox.records
     assert record.topic == "retriever_interactions"
     assert record.key == answer["event_id"].encode()
     assert record.row == {
@@ -63,16 +63,16 @@ async def test_answer_and_record_of_the_contracts_own_example(
 
 
 @pytest.mark.parametrize("field", EVENT)
-async def test_required_field(field: str, client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_required_field(field: str, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     for event in ({k: v for k, v in FULL_EVENT.items() if k != field}, FULL_EVENT | {field: None}):
         assert [entry["loc"] for entry in validation_errors(await post(client, event))] == [["body", field]]
-    assert not publisher.records
+    assert not outbox.records
 
 
 @pytest.mark.parametrize("field", [name for name in FULL_EVENT if name not in EVENT])
-async def test_other_fields_may_be_null(field: str, client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_other_fields_may_be_null(field: str, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     assert (await post(client, EVENT | {field: None})).status_code == 200
-    assert publisher.row[field] is None
+    assert outbox.row[field] is None
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,9 @@ async def test_other_fields_may_be_null(field: str, client: httpx.AsyncClient, p
         "return_to_results",
     ],
 )
-async def test_each_interaction_type(
-    interaction_type: str, client: httpx.AsyncClient, publisher: RecordingPublisher
-) -> None:
+async def test_each_interaction_type(interaction_type: str, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     assert (await post(client, EVENT | {"interaction_type": [interaction_type]})).status_code == 200
-    assert publisher.row["interaction_type"] == [interaction_type]
+    assert outbox.row["interaction_type"] == [interaction_type]
 
 
 @pytest.mark.parametrize(
@@ -111,20 +109,20 @@ async def test_each_interaction_type(
     ],
     ids=json.dumps,
 )
-async def test_wrong_value(wrong: dict[str, Any], client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_wrong_value(wrong: dict[str, Any], client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     [field] = wrong
     assert validation_errors(await post(client, EVENT | wrong))[0]["loc"][:2] == ["body", field]
-    assert not publisher.records
+    assert not outbox.records
 
 
-async def test_unknown_fields_are_stored_as_they_are(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_unknown_fields_are_stored_as_they_are(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     extra = {"zone": "eu", "f": 1.0, "null": None, "retriever": "forged", "event_id": "forged", "kafka_offset": 1}
     response = await post(client, EVENT | extra)
     assert response.status_code == 200
     assert set(response.json()) == {"success", "event_id", "durability"}
-    assert json.dumps(publisher.row["extra"]) == json.dumps(extra)
-    assert publisher.row["retriever"] == RETRIEVER
-    assert publisher.row["event_id"] == response.json()["event_id"]
+    assert json.dumps(outbox.row["extra"]) == json.dumps(extra)
+    assert outbox.row["retriever"] == RETRIEVER
+    assert outbox.row["event_id"] == response.json()["event_id"]
 
 
 # The session
@@ -149,37 +147,35 @@ async def test_session_id(
     header: str | None,
     stored: str | None,
     client: httpx.AsyncClient,
-    publisher: RecordingPublisher,
+    outbox: RecordingOutbox,
 ) -> None:
     headers = CREDENTIALS | ({} if header is None else {"X-Session-ID": header})
     response = await client.post(
         RETRIEVER_PATH, json=EVENT | body, headers={name: value.encode() for name, value in headers.items()}
     )
     assert response.status_code == 200
-    assert publisher.row["session_id"] == stored
+    assert outbox.row["session_id"] == stored
 
 
 @pytest.mark.parametrize("header", [None, b""], ids=["absent", "empty"])
-async def test_no_session_at_all(
-    header: bytes | None, client: httpx.AsyncClient, publisher: RecordingPublisher
-) -> None:
+async def test_no_session_at_all(header: bytes | None, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     headers: dict[str, Any] = dict(CREDENTIALS) | ({} if header is None else {"X-Session-ID": header})
     assert (await client.post(RETRIEVER_PATH, json=EVENT, headers=headers)).status_code == 200
-    assert "session_id" not in publisher.row
+    assert "session_id" not in outbox.row
 
 
-async def test_session_header_in_another_charset(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_session_header_in_another_charset(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     headers: dict[str, Any] = dict(CREDENTIALS) | {"X-Session-ID": b"caf\xe9"}
     assert (await client.post(RETRIEVER_PATH, json=EVENT, headers=headers)).status_code == 200
-    assert publisher.row["session_id"] == "café"
+    assert outbox.row["session_id"] == "café"
 
 
 async def test_session_header_does_not_mend_a_wrong_session_id(
-    client: httpx.AsyncClient, publisher: RecordingPublisher
+    client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     response = await post(client, EVENT | {"session_id": 7}, **{"X-Session-ID": "s"})
     assert validation_errors(response)[0]["loc"] == ["body", "session_id"]
-    assert not publisher.records
+    assert not outbox.records
 
 
 # Who may
@@ -227,12 +223,12 @@ def bearer(authorization: str, **more: str) -> dict[str, str]:
 )
 @pytest.mark.parametrize("name", [RETRIEVER, "nobody"], ids=["known-retriever", "unknown-retriever"])
 async def test_unauthorized(
-    name: str, headers: dict[str, str], client: httpx.AsyncClient, publisher: RecordingPublisher
+    name: str, headers: dict[str, str], client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     response = await client.post(f"/v1/public/retrievers/{name}/interactions", json=EVENT, headers=headers)
     envelope(response, 401, "UnauthorizedError")
     assert response.headers["www-authenticate"] == "Bearer"
-    assert not publisher.records
+    assert not outbox.records
     assert not any(secret in response.text for secret in SECRETS)
 
 
@@ -257,20 +253,20 @@ async def test_scheme_is_read_as_http_has_it(authorization: str, client: httpx.A
     ids=["key", "token", "both"],
 )
 async def test_credentials_of_another_retriever(
-    headers: dict[str, str], client: httpx.AsyncClient, publisher: RecordingPublisher
+    headers: dict[str, str], client: httpx.AsyncClient, outbox: RecordingOutbox
 ) -> None:
     response = await client.post(RETRIEVER_PATH, json=EVENT, headers=headers)
     envelope(response, 403, "ForbiddenError")
     assert "www-authenticate" not in response.headers
-    assert not publisher.records
+    assert not outbox.records
     assert not any(secret in response.text for secret in SECRETS)
 
 
-async def test_unknown_retriever(client: httpx.AsyncClient, publisher: RecordingPublisher) -> None:
+async def test_unknown_retriever(client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
     response = await client.post("/v1/public/retrievers/n%C3%B6body/interactions", json=EVENT, headers=CREDENTIALS)
     error = envelope(response, 404, "NotFoundError")
     assert error["details"] == {"resource": "retriever", "id": "nöbody"}
-    assert not publisher.records
+    assert not outbox.records
 
 
 async def test_slug_of_an_app_is_no_retriever(client: httpx.AsyncClient) -> None:

@@ -20,15 +20,15 @@ from tests.contract.gateway_under_test import (
     APP,
     CREDENTIALS,
     RETRIEVER,
-    RecordingPublisher,
+    RecordingOutbox,
     write_registry,
 )
 
 # schemathesis parametrizes when this module is imported, so the application is made here and not in a fixture.
 DIRECTORY = tempfile.TemporaryDirectory(prefix="sluice-schemathesis-")
-PUBLISHER = RecordingPublisher()
+OUTBOX = RecordingOutbox()
 APPLICATION = compose(
-    GatewaySettings(registry_file=write_registry(Path(DIRECTORY.name))), PUBLISHER, Metrics(CollectorRegistry())
+    GatewaySettings(registry_file=write_registry(Path(DIRECTORY.name))), OUTBOX, Metrics(CollectorRegistry())
 )
 
 schema = schemathesis.openapi.from_asgi("/openapi.json", APPLICATION)
@@ -58,9 +58,9 @@ def exceeds_64_bits(body: Any) -> bool:
 def test_requests_to_known_owners(case: schemathesis.Case) -> None:
     """Valid and invalid bodies, headers, methods and media types."""
     case.path_parameters |= {name: {"slug": APP, "public_name": RETRIEVER}[name] for name in case.path_parameters}
-    before = len(PUBLISHER.records)
+    before = len(OUTBOX.records)
     response = case.call(headers=CREDENTIALS)
-    assert len(PUBLISHER.records) - before == (response.status_code == 200)
+    assert len(OUTBOX.records) - before == (response.status_code == 200)
     # The contract's schema has no bounds for integers, and must stay equal to its owner's; what does not fit
     # 64 bits is refused all the same.
     excluded = [positive_data_acceptance] if exceeds_64_bits(case.body) else []
@@ -74,5 +74,5 @@ def test_requests_to_known_owners(case: schemathesis.Case) -> None:
 def test_requests_to_owners_that_do_not_exist(case: schemathesis.Case) -> None:
     response = case.call(headers=CREDENTIALS)
     assert response.status_code in (404, 405), response.text
-    assert not [record for record in PUBLISHER.records if record.row.get("app", APP) != APP]
+    assert not [record for record in OUTBOX.records if record.row.get("app", APP) != APP]
     case.validate_response(response, headers=CREDENTIALS)

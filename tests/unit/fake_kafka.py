@@ -32,6 +32,11 @@ class Flight:
     def values(self) -> list[bytes]:
         return [value for _, value, _ in self.records]
 
+    @property
+    def headers(self) -> list[list[tuple[str, bytes]]]:
+        """Of each record."""
+        return [record.headers for record in DefaultRecordBatch(self.wire)]
+
     def answer(self) -> None:
         self.reply.set_result(None)
 
@@ -65,7 +70,7 @@ class FakeKafka:
         return {partition.partition for partition in self.leaders if partition.topic == topic} or None
 
     def leader_for_partition(self, partition: TopicPartition) -> int | None:
-        return self.leaders[partition]
+        return self.leaders.get(partition)
 
 
 class FakeClient:

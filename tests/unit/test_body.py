@@ -1,14 +1,16 @@
 """gateway.body: what is read, how much of it, and what is refused before it is read."""
 
+import asyncio
 from collections.abc import Iterable
 
 import pytest
 
 from gateway.asgi import Message, Scope
-from gateway.body import ClientDisconnected, read_body
-from gateway.errors import PayloadTooLarge, UnsupportedMediaType
+from gateway.body import ByteBudget, ClientDisconnected, read_body
+from gateway.errors import PayloadTooLarge, Unavailable, UnsupportedMediaType
 
 BYTES_MAX = 10
+BUDGET = 1_000
 DISCONNECT: Message = {"type": "http.disconnect"}
 
 
@@ -34,7 +36,7 @@ def scope(*headers: tuple[bytes, bytes]) -> Scope:
 
 
 async def read(messages: Iterable[Message], *headers: tuple[bytes, bytes]) -> bytes:
-    return await read_body(scope(*headers), Stream(messages).receive, BYTES_MAX)
+    return await read_body(scope(*headers), Stream(messages).receive, BYTES_MAX, ByteBudget(BUDGET))
 
 
 @pytest.mark.parametrize(
@@ -69,15 +71,71 @@ async def test_whole_body(messages: list[Message], body: bytes) -> None:
 async def test_too_large_is_refused_while_it_streams_in(messages: list[Message], taken: int) -> None:
     stream = Stream(messages)
     with pytest.raises(PayloadTooLarge):
-        await read_body(scope(), stream.receive, BYTES_MAX)
+        await read_body(scope(), stream.receive, BYTES_MAX, ByteBudget(BUDGET))
     assert stream.taken == taken
+
+
+# What all bodies together may be
+
+
+class SlowStream(Stream):
+    """Waits, once it has handed out all but the last message, until it may go on."""
+
+    def __init__(self, messages: Iterable[Message]) -> None:
+        super().__init__(messages)
+        self.go_on = asyncio.Event()
+
+    async def receive(self) -> Message:
+        if self.taken == len(self._messages) - 1:
+            await self.go_on.wait()
+        return await super().receive()
+
+
+async def arriving(budget: ByteBudget, *messages: Message) -> tuple[asyncio.Task[bytes], SlowStream]:
+    stream = SlowStream(messages)
+    task = asyncio.create_task(read_body(scope(), stream.receive, BYTES_MAX, budget))
+    for _ in messages:
+        await asyncio.sleep(0)
+    return task, stream
+
+
+async def test_bodies_that_arrive_in_pieces_share_a_budget() -> None:
+    budget = ByteBudget(20)
+    first = await arriving(budget, chunk(b"x" * 9, more=True), chunk(b""))
+    second = await arriving(budget, chunk(b"x" * 9, more=True), chunk(b"yy"))
+    third = Stream([chunk(b"x" * 3, more=True), chunk(b"never read")])
+    with pytest.raises(Unavailable) as caught:
+        await read_body(scope(), third.receive, BYTES_MAX, budget)
+    assert caught.value.code == "bodies_in_flight"
+    assert third.taken == 1
+    assert await read_body(scope(), Stream([chunk(b"z" * 10)]).receive, BYTES_MAX, budget)  # in one piece: no wait
+
+    first[1].go_on.set()
+    assert await first[0] == b"x" * 9
+    assert await read_body(scope(), Stream([chunk(b"x" * 9, more=True), chunk(b"")]).receive, BYTES_MAX, budget)
+    second[1].go_on.set()
+    with pytest.raises(PayloadTooLarge):
+        await second[0]
+
+
+@pytest.mark.parametrize("end", [b"whole", b"too large", b"left", b"cancelled", b"refused"])
+async def test_budget_is_given_back_however_a_body_ends(end: bytes) -> None:
+    budget = ByteBudget(8 if end == b"refused" else 12)
+    last = {b"too large": chunk(b"y" * 5), b"left": DISCONNECT, b"refused": chunk(b"y")}.get(end, chunk(b""))
+    task, stream = await arriving(budget, chunk(b"x" * 8, more=True), last)
+    if end == b"cancelled":
+        task.cancel()
+    stream.go_on.set()
+    await asyncio.wait({task})
+    for _ in range(3):
+        assert await read_body(scope(), Stream([chunk(b"x" * 8, more=True), chunk(b"")]).receive, BYTES_MAX, budget)
 
 
 @pytest.mark.parametrize("length", [b"11", b"262145", b"9" * 30])
 async def test_announced_length_is_refused_before_anything_is_read(length: bytes) -> None:
     stream = Stream([])
     with pytest.raises(PayloadTooLarge):
-        await read_body(scope((b"content-length", length)), stream.receive, BYTES_MAX)
+        await read_body(scope((b"content-length", length)), stream.receive, BYTES_MAX, ByteBudget(BUDGET))
     assert stream.taken == 0
 
 
@@ -145,7 +203,7 @@ async def test_absent_content_type_is_taken_for_json() -> None:
 async def test_content_type_that_is_not(content_type: bytes, code: str) -> None:
     stream = Stream([])
     with pytest.raises(UnsupportedMediaType) as caught:
-        await read_body(scope((b"content-type", content_type)), stream.receive, BYTES_MAX)
+        await read_body(scope((b"content-type", content_type)), stream.receive, BYTES_MAX, ByteBudget(BUDGET))
     assert caught.value.code == code
     assert stream.taken == 0
 
@@ -159,7 +217,7 @@ async def test_content_encoding_that_is_none(encoding: bytes) -> None:
 async def test_compressed_body_is_refused_unread(encoding: bytes) -> None:
     stream = Stream([])
     with pytest.raises(UnsupportedMediaType) as caught:
-        await read_body(scope((b"content-encoding", encoding)), stream.receive, BYTES_MAX)
+        await read_body(scope((b"content-encoding", encoding)), stream.receive, BYTES_MAX, ByteBudget(BUDGET))
     assert caught.value.code == "content_encoding_unsupported"
     assert (b"accept-encoding", b"identity") in caught.value.headers
     assert stream.taken == 0

@@ -22,7 +22,16 @@ from prometheus_client import CollectorRegistry
 
 from gateway import publisher as publisher_module
 from gateway.metrics import Metrics
-from gateway.publisher import CONNECT_TIMEOUT_S, LEADER_RETRY_S, KafkaPublisher, Outcome, PublisherRefusal
+from gateway.publisher import (
+    CONNECT_TIMEOUT_S,
+    LEADER_RETRY_S,
+    START_S_MAX,
+    Batch,
+    KafkaPublisher,
+    Outcome,
+    PublisherRefusal,
+)
+from gateway.record import OVERHEAD_BYTES, Record
 from gateway.settings import GatewaySettings
 from schemas.streams import APP_INTERACTIONS
 from tests.unit.fake_kafka import FakeKafka, Flight
@@ -71,17 +80,27 @@ async def start(kafka: FakeKafka) -> AsyncIterator[Starter]:
         await publisher.stop(0)
 
 
-def make_publisher(metrics: Metrics | None = None, **limits: int) -> KafkaPublisher:
+def make_publisher(
+    metrics: Metrics | None = None, settled: Callable[[Batch, Outcome], None] = lambda *_: None, **limits: int
+) -> KafkaPublisher:
     defaults = {
         "batch_bytes_max": BATCH_BYTES_MAX,
         "pending_bytes_max": PENDING_BYTES_MAX,
         "deadline_ms": int(DEADLINE_S * 1000),
     }
-    return KafkaPublisher([TOPIC, OTHER], {}, metrics=metrics or Metrics(CollectorRegistry()), **(defaults | limits))
+    return KafkaPublisher(
+        [TOPIC, OTHER], {}, metrics=metrics or Metrics(CollectorRegistry()), settled=settled, **(defaults | limits)
+    )
 
 
 def publish(publisher: KafkaPublisher, value: bytes, topic: str = TOPIC) -> asyncio.Future[Outcome]:
-    return publisher.publish(topic, b"key", value, 1_763_800_000_123)
+    return batch_of(publisher, value, topic).outcome
+
+
+def batch_of(
+    publisher: KafkaPublisher, value: bytes, topic: str = TOPIC, *, partition: int | None = None, dedupe: bool = False
+) -> Batch:
+    return publisher.publish(Record(topic, partition, b"key", value, 1_763_800_000_123), dedupe=dedupe)
 
 
 async def idle() -> None:
@@ -98,14 +117,14 @@ def now() -> float:
 
 async def test_what_arrives_in_one_turn_goes_together_at_once(kafka: FakeKafka, start: Starter) -> None:
     publisher = await start()
-    outcomes = [publisher.publish(TOPIC, b"k%d" % n, b"v%d" % n, 1000 + n) for n in range(3)]
-    assert len(set(outcomes)) == 1  # one future a batch
+    batches = [publisher.publish(Record(TOPIC, None, b"k%d" % n, b"v%d" % n, 1000 + n)) for n in range(3)]
+    assert len(set(batches)) == 1  # and so one future
     await idle()
 
     assert [flight.records for flight in kafka.flights] == [[(b"k%d" % n, b"v%d" % n, 1000 + n) for n in range(3)]]
-    assert not outcomes[0].done()
+    assert not batches[0].outcome.done()
     kafka.flights[0].answer()
-    assert await outcomes[0] is Outcome.DELIVERED
+    assert await batches[0].outcome is Outcome.DELIVERED
 
 
 async def test_what_arrives_during_a_flight_goes_together_after_it(kafka: FakeKafka, start: Starter) -> None:
@@ -164,7 +183,87 @@ async def test_full_batches_wait_for_their_turn(kafka: FakeKafka, start: Starter
         assert await outcome is Outcome.DELIVERED
 
 
+async def test_what_may_be_a_repeat_is_marked_and_travels_apart(kafka: FakeKafka, start: Starter) -> None:
+    publisher = await start()
+    for value, dedupe in ((b"a", False), (b"b", True), (b"c", True), (b"d", False)):
+        batch_of(publisher, value, dedupe=dedupe)
+    for n in range(3):
+        await idle()
+        kafka.flights[n].answer()
+    await idle()
+    assert [(flight.values, flight.headers) for flight in kafka.flights] == [
+        ([b"a"], [[]]),
+        ([b"b", b"c"], [[("dedupe", b"1")], [("dedupe", b"1")]]),
+        ([b"d"], [[]]),
+    ]
+
+
+async def test_batch_knows_its_records(kafka: FakeKafka, start: Starter) -> None:
+    publisher = await start(led_by(None, 1))
+    records = [Record(TOPIC, None, b"k%d" % n, b"v%d" % n, 1000 + n) for n in range(3)]
+    [batch] = {publisher.publish(record) for record in records}
+    await idle()
+    assert batch.records == records
+    assert (batch.topic, batch.partition) == (TOPIC, 1)
+
+
 # For where
+
+
+async def test_record_that_names_a_partition_goes_there(kafka: FakeKafka, start: Starter) -> None:
+    publisher = await start(led_by(1, 2, 3))
+    for partition in (2, 0, 2, 2):
+        batch = batch_of(publisher, b"%d" % partition, partition=partition)
+        await idle()
+        assert (batch.partition, kafka.flights[-1].partition) == (partition, partition)
+        kafka.flights[-1].answer()
+        await idle()
+
+
+async def test_partition_that_is_busy_or_leaderless_is_waited_for(kafka: FakeKafka, start: Starter) -> None:
+    publisher = await start(led_by(1, 2, None))
+    first = batch_of(publisher, b"first", partition=1)
+    await idle()
+    for partition in (1, 2):
+        batch_of(publisher, b"waits", partition=partition)
+    await idle()
+    assert [flight.values for flight in kafka.flights] == [[b"first"]]
+    other = batch_of(publisher, b"other", partition=0)
+    await idle()
+    assert [flight.values for flight in kafka.flights[1:]] == [[b"other"]]
+    kafka.flights[1].answer()
+    assert await other.outcome is Outcome.DELIVERED
+
+    kafka.leaders |= {TopicPartition(TOPIC, 2): 3}
+    kafka.flights[0].answer()
+    assert await first.outcome is Outcome.DELIVERED
+    await asyncio.sleep(LEADER_RETRY_S)
+    assert [(flight.partition, flight.values) for flight in kafka.flights[2:]] == [(1, [b"waits"]), (2, [b"waits"])]
+
+
+async def test_no_partition_is_neglected_for_those_that_do_not_mind(kafka: FakeKafka, start: Starter) -> None:
+    """However much else there is to send."""
+    publisher = await start()
+    batch_of(publisher, b"live")
+    await idle()
+    pinned = batch_of(publisher, b"pinned", partition=0)
+    for _ in range(3):
+        batch_of(publisher, b"live")
+        kafka.flights[-1].answer()
+        await idle()
+    assert [b"pinned"] in [flight.values for flight in kafka.flights]
+    assert pinned.sent
+
+
+async def test_partition_that_does_not_exist_expires_and_holds_nothing_up(kafka: FakeKafka, start: Starter) -> None:
+    publisher = await start()
+    lost = batch_of(publisher, b"x", partition=7)
+    outcome = publish(publisher, b"y")
+    await idle()
+    kafka.flights[0].answer()
+    assert await outcome is Outcome.DELIVERED
+    assert await lost.outcome is Outcome.EXPIRED
+    assert lost.final.result() is Outcome.EXPIRED
 
 
 async def test_round_robin_over_partitions(kafka: FakeKafka, start: Starter) -> None:
@@ -302,13 +401,92 @@ async def test_what_waits_behind_a_hung_broker_expires(kafka: FakeKafka, start: 
     assert [await sent, await waiting] == [Outcome.IN_DOUBT, Outcome.EXPIRED]
 
 
+# Kafka's own answer
+
+
+@pytest.mark.parametrize("outcome", [Outcome.DELIVERED, Outcome.FAILED, Outcome.EXPIRED])
+async def test_final_answer_comes_with_the_outcome(kafka: FakeKafka, start: Starter, outcome: Outcome) -> None:
+    publisher = await start(led_by(None if outcome is Outcome.EXPIRED else 1))
+    batch = batch_of(publisher, b"x")
+    await idle()
+    assert not batch.final.done()
+    if outcome is Outcome.DELIVERED:
+        kafka.flights[0].answer()
+    elif outcome is Outcome.FAILED:
+        kafka.flights[0].refuse(ProducerClosed())
+    assert await batch.outcome is outcome
+    assert batch.final.result() is outcome
+
+
+@pytest.mark.parametrize("late", [Outcome.DELIVERED, Outcome.FAILED])
+async def test_final_answer_of_what_was_in_doubt_comes_late(kafka: FakeKafka, start: Starter, late: Outcome) -> None:
+    publisher = await start()
+    batch = batch_of(publisher, b"x")
+    assert await batch.outcome is Outcome.IN_DOUBT
+    await asyncio.sleep(3600)
+    assert not batch.final.done()
+    if late is Outcome.DELIVERED:
+        kafka.flights[0].answer()
+    else:
+        kafka.flights[0].refuse(NotLeaderForPartitionError())
+    assert await batch.final is late
+    assert batch.outcome.result() is Outcome.IN_DOUBT
+
+
+async def test_final_answer_when_nobody_will_give_one(kafka: FakeKafka, start: Starter) -> None:
+    """Its producer is replaced, or stopped."""
+    publisher = await start(led_by(1, 2))
+    for _ in range(2):
+        hung = batch_of(publisher, b"hung")
+        await idle()
+        refused = batch_of(publisher, b"refused")
+        await idle()
+        assert await hung.outcome is Outcome.IN_DOUBT
+        kafka.flights[-1].refuse(OutOfOrderSequenceNumber())
+        assert await refused.final is Outcome.FAILED
+        assert await hung.final is Outcome.IN_DOUBT
+        await idle()
+    hung = batch_of(publisher, b"hung")
+    await idle()
+    await publisher.stop(0)
+    assert hung.outcome.result() is hung.final.result() is Outcome.IN_DOUBT
+
+
+async def test_every_batch_is_told_of_once(kafka: FakeKafka) -> None:
+    told: list[tuple[Batch, Outcome]] = []
+    publisher = make_publisher(settled=lambda batch, outcome: told.append((batch, outcome)))
+    await publisher.start()
+    await idle()
+    delivered = batch_of(publisher, b"delivered")
+    await idle()
+    kafka.flights[0].answer()
+    await idle()
+    in_doubt = batch_of(publisher, b"in doubt")
+    await idle()
+    expired = batch_of(publisher, b"expired")
+    await asyncio.sleep(DEADLINE_S)
+    kafka.flights[1].answer()
+    await idle()
+    failed = batch_of(publisher, b"failed", dedupe=True)
+    await idle()
+    kafka.flights[2].refuse(ProducerClosed())
+    await idle()
+    await publisher.stop(1)
+    assert told == [
+        (delivered, Outcome.DELIVERED),
+        (in_doubt, Outcome.IN_DOUBT),
+        (expired, Outcome.EXPIRED),
+        (failed, Outcome.FAILED),
+    ]
+
+
 # Bounds
 
 
 async def test_pending_bytes_are_bounded(kafka: FakeKafka, start: Starter) -> None:
     publisher = await start()
     value = b"x" * 9_900  # and overhead: 100 of them fit a million bytes
-    fit = PENDING_BYTES_MAX // (len(b"key") + len(value) + 64)
+    fit = PENDING_BYTES_MAX // (len(b"key") + len(value) + OVERHEAD_BYTES)
     for _ in range(fit):
         publish(publisher, value)
     with pytest.raises(PublisherRefusal) as caught:
@@ -357,7 +535,7 @@ async def test_record_larger_than_a_batch_is_refused_and_leaves_nothing_behind(
 
 async def test_largest_record_that_fits_is_taken(kafka: FakeKafka, start: Starter) -> None:
     publisher = await start()
-    outcome = publish(publisher, b"x" * (BATCH_BYTES_MAX - 64 - len(b"key")))
+    outcome = publish(publisher, b"x" * (BATCH_BYTES_MAX - OVERHEAD_BYTES - len(b"key")))
     await idle()
     kafka.flights[0].answer()
     assert await outcome is Outcome.DELIVERED
@@ -371,7 +549,7 @@ async def test_by_default_the_record_of_the_largest_event_fits(number: bytes, ka
     body = head + (number + b",") * ((settings.event_bytes_max - len(head + tail)) // (len(number) + 1)) + tail
     row = APP_INTERACTIONS.encode(APP_INTERACTIONS.parse(body), "f" * 64, "s" * 200, 0)
     publisher = await start(batch_bytes_max=settings.batch_bytes_max, pending_bytes_max=settings.pending_bytes_max)
-    outcome = publisher.publish(TOPIC, b"f" * 64, row, 0)
+    outcome = publisher.publish(Record(TOPIC, None, b"f" * 64, row, 0)).outcome
     await idle()
     assert json.loads(kafka.flights[0].values[0])["event_type"] == "e"
     kafka.flights[0].answer()
@@ -423,6 +601,18 @@ async def test_tries_again_until_it_connects(kafka: FakeKafka, start: Starter, f
     await idle()
     kafka.flights[0].answer()
     assert await outcome is Outcome.DELIVERED
+
+
+async def test_start_waits_for_the_first_connection_but_not_for_long(kafka: FakeKafka) -> None:
+    kafka.start_faults = [OSError("no route")] * 2
+    for connected, seconds in ((True, 0.6), (False, START_S_MAX)):
+        publisher = make_publisher()
+        began_at = now()
+        await publisher.start()
+        assert now() - began_at == pytest.approx(seconds)
+        assert (publisher.unready_reason is None) is connected
+        await publisher.stop(0)
+        kafka.start_faults = [None]
 
 
 async def test_backs_off_between_attempts(kafka: FakeKafka, start: Starter) -> None:
@@ -530,24 +720,21 @@ async def test_late_refusal_of_what_was_in_doubt_replaces_the_producer(kafka: Fa
     assert len(kafka.producers) == 2
 
 
-async def test_answer_for_a_producer_that_was_replaced_frees_nothing_of_the_new_one(
+async def test_what_a_replaced_producer_had_under_way_frees_nothing_of_the_new_one(
     kafka: FakeKafka, start: Starter
 ) -> None:
     publisher = await start(led_by(1, 2))
-    publish(publisher, b"late")
+    unanswered = batch_of(publisher, b"unanswered")
     await idle()
     publish(publisher, b"refused")
     await idle()
-    late, refused = kafka.flights
-    refused.refuse(OutOfOrderSequenceNumber())
+    kafka.flights[1].refuse(OutOfOrderSequenceNumber())
     await idle()
+    assert unanswered.final.result() is Outcome.IN_DOUBT  # nobody will answer for it any more
     for value in (b"busy 1", b"busy 2", b"waits"):
         publish(publisher, value)
         await idle()
-    assert len(kafka.flights) == 4
-    late.answer()
-    await idle()
-    assert len(kafka.flights) == 4  # both brokers are as busy as before
+    assert [flight.values for flight in kafka.flights[2:]] == [[b"busy 1"], [b"busy 2"]]
 
 
 async def test_unforeseen_error_is_a_failure_and_holds_nothing_up(kafka: FakeKafka, start: Starter) -> None:
@@ -598,6 +785,15 @@ async def test_stop_ends_by_its_deadline_whatever_kafka_does(
     assert now() - stopped_at <= deadline_s + 1e-3
     assert kafka.producers[0].client.closed
     assert await under_way is Outcome.IN_DOUBT  # it was sent: it may arrive
+
+
+async def test_stop_tells_the_callers_of_what_never_left(kafka: FakeKafka, start: Starter) -> None:
+    publisher = await start(led_by(None), deadline_ms=60_000)
+    batch = batch_of(publisher, b"x")
+    await idle()
+    await publisher.stop(1)
+    assert batch.outcome.done()
+    assert batch.outcome.result() is batch.final.result() is Outcome.EXPIRED
 
 
 async def test_stop_of_an_idle_producer_that_hangs(kafka: FakeKafka, start: Starter) -> None:

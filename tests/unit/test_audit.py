@@ -1,0 +1,81 @@
+"""What an audit says, and what it asks ClickHouse for, without either store."""
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from aiokafka import TopicPartition
+
+from consumer import audit_report
+from consumer.audit_table import CHUNK_OFFSETS, EXAMPLES_MAX, PartitionAudit, event_ids, received_before, slices
+
+
+@dataclass
+class Record:
+    key: bytes | None
+    value: bytes | None
+
+
+def test_the_verdict_counts_all_partitions() -> None:
+    sound = PartitionAudit("t", 0, 0, 10, rows=9, dead_letters=1)
+    wrong = PartitionAudit("t", 1, 0, 100, rows=60)
+    assert audit_report.verdict([sound]) == "OK: 9 records are in the tables exactly once, 1 are dead letters."
+    assert audit_report.advice([sound]) == ""
+    for offset in range(10, 50):
+        wrong.gap(offset)
+    wrong.duplicate(3, 2)
+    assert audit_report.verdict([sound, wrong]) == "WRONG: 2 duplicate rows, 40 records without a row."
+    duplicates, gaps = audit_report.examples([sound, wrong])
+    assert duplicates == "t:1 duplicates at 3 …"
+    assert gaps.startswith("t:1 gaps at 10, 11")
+    assert gaps.endswith(f"{9 + EXAMPLES_MAX} …")
+    assert audit_report.advice([sound, wrong]).startswith("`python -m consumer rewind --dry-run --to-offset t:1:10`")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "ids"),
+    [
+        (b"a", b'{"event_id":"a"}', {"a"}),
+        (None, b'{"event_id":"a"}', {"a"}),
+        (b"k", b'{"event_id":"a"}', {"k", "a"}),
+        (b"k", b'{"event_id":1}', {"k"}),
+        (b"k", b"[1]", {"k"}),
+        (b"\xff", b"{", {"\ufffd"}),
+        (None, None, set()),
+    ],
+)
+def test_a_record_names_its_row(key: bytes | None, value: bytes | None, ids: set[str]) -> None:
+    assert event_ids(Record(key, value)) == ids
+
+
+def test_a_ttl_takes_what_was_received_before_it() -> None:
+    limit_ms = 1_700_000_000_000  # 2023-11-14T22:13:20Z
+    assert received_before(Record(None, b'{"received_at":"2023-11-14T22:13:19.999Z"}'), limit_ms)
+    assert not received_before(Record(None, b'{"received_at":"2023-11-14T22:13:20.000Z"}'), limit_ms)
+    assert not received_before(Record(None, b'{"received_at":17}'), limit_ms)
+    assert not received_before(Record(None, None), limit_ms)
+
+
+def test_slices_cover_every_offset_once_and_cut_no_chunk() -> None:
+    scopes = {
+        TopicPartition("t", 0): PartitionAudit("t", 0, 7, 1_000_003),
+        TopicPartition("t", 1): PartitionAudit("t", 1, 120_000, 130_000),
+        TopicPartition("t", 2): PartitionAudit("t", 2, 900_000, 2_000_000),
+    }
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    found = list(slices(scopes, 600_000))
+    for condition in found:
+        for partition, first, end in re.findall(
+            r"= (\d+) AND kafka_offset >= (\d+) AND kafka_offset < (\d+)", condition
+        ):
+            ranges.setdefault(int(partition), []).append((int(first), int(end)))
+    assert len(found) == 6
+    for tp, scope in scopes.items():
+        covered = ranges[tp.partition]
+        assert covered[0][0] == scope.first
+        assert covered[-1][1] == scope.end
+        for (_, end), (first, _) in pairwise(covered):
+            assert end == first
+            assert end % CHUNK_OFFSETS == 0
+        assert all(end - first <= 200_000 for first, end in covered)
