@@ -133,10 +133,10 @@ class Spool:
         self._writing = False
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        """In the spool's thread. SQLite's errors become SpoolRefusal, and the database is opened again."""
+        """In the spool's thread. Whatever fails there becomes SpoolRefusal, and the database is opened again."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # what nobody foresaw must not leave a caller waiting for a write that is none
             await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
             log.error("spool failed", directory=str(self._directory), error=repr(error))
             raise SpoolRefusal("spool_failed", "The spool's disk does not take the event") from error
@@ -149,7 +149,11 @@ class Spool:
         self._path = self._directory / f"{uuid.uuid4().hex}.db"
         self._lock = _locked(self._path)
         for path in abandoned:
-            self._take_over(path)
+            try:
+                self._take_over(path)
+            except (sqlite3.Error, OSError) as error:
+                # Damaged, or no room for a copy: it stays where it is, and must not keep the others from starting.
+                log.error("spool file could not be taken over, it is left in place", file=path.name, error=repr(error))
         self._count()
 
     def _is_abandoned(self, path: Path) -> bool:

@@ -691,3 +691,22 @@ async def test_close_waits_for_what_is_being_written(tmp_path: Path) -> None:
     await spool.close()
     await append
     assert on_disk(tmp_path) == [record(0)]
+
+
+async def test_damaged_file_is_left_in_place_and_keeps_nobody_from_starting(opened: Opener, tmp_path: Path) -> None:
+    good = await opened()
+    await good.append([record(1)])
+    await dies(good)
+    damaged = tmp_path / "damaged.db"
+    damaged.write_bytes(b"this is no database, whatever its name says" * 100)
+    spool = await opened()
+    assert await held(spool) == [record(1)]
+    assert damaged.exists()
+
+
+async def test_what_nobody_foresaw_is_a_refusal_and_the_next_append_works(opened: Opener) -> None:
+    spool = await opened()
+    with pytest.raises(SpoolRefusal):
+        await spool.append([record(1, timestamp_ms=2**70)])  # OverflowError, which is none of SQLite's own
+    await spool.append([record(2)])
+    assert await held(spool) == [record(2)]
