@@ -56,8 +56,8 @@ async def open_intents(settings: ConsumerSettings, clickhouse: ClickHouse) -> li
             continue
         ranges = entry.intent.ranges
         rows = await asyncio.to_thread(_rows, clickhouse, partition, ranges[0].first, ranges[-1].end)
-        remembered = entry.intent.opened_ms != ledger.OPENED_OF_OLD and await asyncio.to_thread(
-            recovery._is_token_remembered, partition.topic, entry.intent.opened_ms
+        remembered = not entry.intent.of_old and await asyncio.to_thread(
+            recovery.is_token_remembered, partition.topic, entry.intent.opened_ms
         )
         intents.append(OpenIntent(partition, entry, rows, remembered))
     return intents
@@ -83,7 +83,7 @@ def table(intents: list[OpenIntent]) -> Table:
             continue
         ranges = [f"{range_.first} to {range_.end - 1}" for range_ in intent.ranges]
         rest = len(ranges) - RANGES_SHOWN_MAX
-        of_old = intent.opened_ms == ledger.OPENED_OF_OLD
+        of_old = intent.of_old
         shown.add_row(
             topic,
             str(partition),

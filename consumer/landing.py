@@ -20,6 +20,7 @@ from consumer.batch import Batch
 from consumer.clickhouse import ClickHouse, RowRejected
 from consumer.dead_letters import DeadLetters
 from consumer.inserter import Inserter
+from consumer.ledger import Intent
 from consumer.metrics import Metrics
 from consumer.recovery import Recovery, rest_token
 from consumer.source import KafkaUnavailable, TopicPartition
@@ -48,7 +49,7 @@ class Claim:
 
     partition: TopicPartition
     token: str
-    opened_ms: int
+    intent: Intent
     sent_before: bool
     prove: Callable[[], Awaitable[None]]
 
@@ -134,7 +135,7 @@ class Landing:
             outstanding, token = rows, claim.token
             if sent_before:
                 outstanding = await self._inserter.call(
-                    self._recovery.outstanding, claim.partition, offsets, rows, claim.opened_ms
+                    self._recovery.outstanding, claim.partition, offsets, rows, claim.intent
                 )
                 if len(outstanding) < len(rows):
                     token = rest_token(token, outstanding)
@@ -213,7 +214,7 @@ def fold_unknown_columns(rows: list[bytes], columns: frozenset[str]) -> tuple[li
     for row in rows:
         try:
             document = json.loads(row)
-        except ValueError:
+        except (ValueError, RecursionError):
             folded.append(row)
             continue
         unknown = [name for name in document if name not in columns]

@@ -17,9 +17,6 @@ from consumer.source import KafkaSource, KafkaUnavailable, TopicPartition
 
 CODEC_VERSION = 1
 METADATA_BYTES_MAX = 4096  # the broker's default for offset.metadata.max.bytes
-OPENED_OF_OLD = 0
-"""`opened_ms` of ranges whose rows may have landed in other blocks: no token speaks for them, the table does."""
-
 KAFKA_BACKOFF_MAX_S = 10.0
 
 P = ParamSpec("P")
@@ -32,10 +29,19 @@ class UnreadableIntent(Exception):
 
 @dataclass(frozen=True)
 class Intent:
-    """`opened_ms` is the wall time at which the first of the ranges was opened, epoch ms, or OPENED_OF_OLD."""
+    """`opened_ms` is the wall time at which the first of the ranges was opened, epoch ms.
+
+    Zero or less makes it an intent *of old*: its rows may have landed in other blocks, so no token speaks for them,
+    the table does. What is then found missing goes under tokens that carry this number, so that each such intent
+    (a rewind, say) can put back what an earlier one has put back before.
+    """
 
     ranges: tuple[Range, ...]
     opened_ms: int
+
+    @property
+    def of_old(self) -> bool:
+        return self.opened_ms <= 0
 
     def encode(self) -> str:
         """At most METADATA_BYTES_MAX for any number of ranges that a consumer has in flight."""
@@ -89,16 +95,16 @@ class Ledger:
         """Everything before `offset` has landed, and nothing is open. Raises Fenced."""
         await insistently(self._source.commit, partition, offset, "")
 
-    def token(self, partition: TopicPartition, batch: Batch) -> str:
+    def token(self, partition: TopicPartition, batch: Batch, intent: Intent) -> str:
         """ClickHouse's `insert_deduplication_token` for a range: it names the range, not what was made of it.
 
         The fingerprint of the range's first record tells a topic from another one that was made under its
         name later, whose offsets start over.
         """
         first, end = batch.range.first, batch.range.end
-        return (
-            f"{self._source.cluster_id}/{partition.topic}/{partition.partition}/{first}-{end}/{batch.fingerprint:08x}"
-        )
+        old = f"/old{intent.opened_ms}" if intent.of_old else ""
+        place = f"{self._source.cluster_id}/{partition.topic}/{partition.partition}"
+        return f"{place}/{first}-{end}/{batch.fingerprint:08x}{old}"
 
 
 async def insistently(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -181,6 +181,8 @@ class Consumer:
         self._source.seek(partition, entry.offset)
         self._workers[partition] = worker
         self._failed.pop(partition, None)
+        if self._stopping.is_set():
+            worker.drain()
         await worker.run()
 
     async def _starts(self, partitions: set[TopicPartition]) -> dict[TopicPartition, Start]:

@@ -96,6 +96,7 @@ class PartitionWorker:
             await self._until(self._replay_is_read)
             if self._replay_is_read():
                 await self._replay(self._filling.take(self._replays.pop(0).end))
+                self._narrow_intent()
         while not self._draining:
             if self.landed != self._closed and self._filling.empty:
                 await self._ledger.close(self.partition, self.landed)
@@ -117,6 +118,12 @@ class PartitionWorker:
         """Whether the next range to be replayed, if there is one, has been fed to its end."""
         return not self._replays or self.position >= self._replays[0].end
 
+    def _narrow_intent(self) -> None:
+        """To the ranges that are left, so that a crash need not start with the first one again."""
+        if self._replays and self._intent is not None:
+            self._intent = Intent(tuple(self._replays), self._intent.opened_ms)
+            self._proven_at = 0.0  # to be committed before the next range is sent
+
     async def _replay(self, batch: Batch) -> None:
         log.info(
             "replaying an open intent",
@@ -130,8 +137,8 @@ class PartitionWorker:
 
     async def _insert(self, batch: Batch, *, sent_before: bool) -> None:
         assert self._intent is not None
-        token = self._ledger.token(self.partition, batch)
-        claim = Claim(self.partition, token, self._intent.opened_ms, sent_before, self._prove)
+        token = self._ledger.token(self.partition, batch, self._intent)
+        claim = Claim(self.partition, token, self._intent, sent_before, self._prove)
         self._inserting_bytes = sum(map(len, batch.rows))
         try:
             await self._landing.land(claim, batch)

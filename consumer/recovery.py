@@ -17,14 +17,14 @@ import structlog
 from consumer.batch import Range
 from consumer.clickhouse import ClickHouse
 from consumer.inserter import Inserter
-from consumer.ledger import OPENED_OF_OLD, Entry, Intent, insistently
+from consumer.ledger import Entry, Intent, insistently
 from consumer.metrics import Metrics
 from consumer.reader import LogReader
 from consumer.source import TopicPartition
 
 log = structlog.get_logger(__name__)
 
-CLOCK_SKEW_MAX_MS = 60_000  # between us and ClickHouse; more of it only makes us check more often
+CLOCK_SKEW_MAX_MS = 60_000  # that ClickHouse's clock may be behind ours; `doctor` tells when it is more
 TAIL_OFFSETS = 200_000  # behind the last row of a partition, how far back batches may have been in flight
 TAIL_RANGE_OFFSETS = 50_000
 
@@ -41,15 +41,15 @@ class Recovery:
         self._metrics = metrics
 
     def outstanding(
-        self, partition: TopicPartition, offsets: Sequence[int], rows: Sequence[bytes], opened_ms: int
+        self, partition: TopicPartition, offsets: Sequence[int], rows: Sequence[bytes], intent: Intent
     ) -> Sequence[bytes]:
-        """Which of the rows to send again for an intent of `opened_ms`: all while the table remembers its token,
+        """Which of the rows to send again for an intent: all while the table remembers its token,
         those that it does not hold afterwards. Raises ClickHouseUnavailable."""
-        if opened_ms != OPENED_OF_OLD and self._is_token_remembered(partition.topic, opened_ms):
+        if not intent.of_old and self.is_token_remembered(partition.topic, intent.opened_ms):
             return rows
         return self._missing(partition, offsets, rows)
 
-    def _is_token_remembered(self, table: str, opened_ms: int) -> bool:
+    def is_token_remembered(self, table: str, opened_ms: int) -> bool:
         """Whether a token first sent at `opened_ms` is surely among those that the table remembers."""
         found = _WINDOW.search(self._clickhouse.engine(table))
         window = int(found.group(1)) if found else 0
@@ -74,11 +74,7 @@ class Recovery:
                 {"partition": partition.partition, "first": offsets[0], "last": offsets[-1]},
             )
         )
-        missing = [
-            row
-            for offset, row in zip(offsets, rows, strict=True)
-            if (offset, orjson.loads(row)["event_id"]) not in held
-        ]
+        missing = [row for offset, row in zip(offsets, rows, strict=True) if (offset, _event_id(row)) not in held]
         log.warning(
             "an intent outlived the deduplication window, its range was compared with the table",
             topic=partition.topic,
@@ -121,7 +117,7 @@ class Recovery:
             Range(start, min(start + TAIL_RANGE_OFFSETS, last + 1))
             for start in range(first, last + 1, TAIL_RANGE_OFFSETS)
         )
-        return Entry(first, Intent(ranges, OPENED_OF_OLD))
+        return Entry(first, Intent(ranges, opened_ms=0))
 
     async def _last_row(self, partition: TopicPartition) -> tuple[int, str] | None:
         """Offset and event id of the partition's last row in the table."""
@@ -140,6 +136,16 @@ class Recovery:
         if record is None or record.offset != offset or record.key is None:
             return None
         return bytes(record.key).decode("utf-8", "replace")
+
+
+def _event_id(row: bytes) -> str | None:
+    """None for a row that cannot be read: it is in no table."""
+    try:
+        document = orjson.loads(row)
+    except ValueError:
+        return None
+    event_id = document.get("event_id") if isinstance(document, dict) else None
+    return event_id if isinstance(event_id, str) else None
 
 
 def rest_token(token: str, rows: Sequence[bytes]) -> str:

@@ -99,15 +99,16 @@ def move_to(tp: TopicPartition, commit: tuple[int, str] | None, target: int, beg
 
 def intent_of_old(name: str, first: int, end: int) -> ledger.Intent:
     """Over [first, end). Raises RewindRefused if it does not fit a commit."""
+    now_ms = time.time_ns() // 1_000_000
     for size in RANGE_OFFSETS:
         if (end - first) / size > ledger.METADATA_BYTES_MAX:
             continue
         ranges = tuple(Range(start, min(start + size, end)) for start in range(first, end, size))
-        intent = ledger.Intent(ranges, ledger.OPENED_OF_OLD)
+        intent = ledger.Intent(ranges, -now_ms)
         if len(intent.encode()) <= ledger.METADATA_BYTES_MAX:
             return intent
     size = RANGE_OFFSETS[-1]
-    overhead = len(ledger.Intent((), ledger.OPENED_OF_OLD).encode())
+    overhead = len(ledger.Intent((), -now_ms).encode())
     fits = (ledger.METADATA_BYTES_MAX - overhead) // len(f"[{end},{end}],") * size
     raise RewindRefused(
         f"{name}: {end - first:,} offsets are more than a commit can name ({fits:,}), and what it does not name would "

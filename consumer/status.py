@@ -4,10 +4,9 @@ import time
 from dataclasses import dataclass
 
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from rich.table import Table
 
-from consumer import ledger
+from consumer.group import Group
 from consumer.reader import LogReader
 from consumer.settings import ConsumerSettings
 from schemas import kafka
@@ -28,42 +27,29 @@ class PartitionStatus:
 
 
 async def partition_statuses(settings: ConsumerSettings) -> list[PartitionStatus]:
-    """Of every partition of every stream, in order. Raises KafkaError or OSError."""
-    connection = kafka.connection(settings)
-    admin = AIOKafkaAdminClient(**connection)
-    try:
-        await admin.start()
-        async with LogReader(connection) as reader:
-            return await _statuses(settings.group_id, admin, reader)
-    finally:
-        await admin.close()
+    """Of every partition of every stream, in order. Raises KafkaUnavailable."""
+    async with Group(settings) as group, LogReader(kafka.connection(settings)) as reader:
+        partitions = await group.partitions(stream.name for stream in STREAMS)
+        commits = await group.commits(partitions)
+        bounds = await reader.bounds(partitions)
+        return [await _status(reader, tp, commits.get(tp), *bounds[tp]) for tp in partitions]
 
 
-async def _statuses(group_id: str, admin: AIOKafkaAdminClient, reader: LogReader) -> list[PartitionStatus]:
-    partitions = [partition for stream in STREAMS for partition in reader.partitions(stream.name)]
-    if not partitions:
-        return []
-    committed = await admin.list_consumer_group_offsets(group_id, partitions=partitions)
-    bounds = await reader.bounds(partitions)
-    statuses = []
-    for tp in partitions:
-        begin, end = bounds[tp]
-        entry = committed.get(tp)
-        offset = entry.offset if entry is not None and entry.offset >= 0 else None
-        next_offset = max(begin, offset or 0)
-        lag = max(0, end - next_offset)
-        statuses.append(
-            PartitionStatus(
-                topic=tp.topic,
-                partition=tp.partition,
-                committed=offset,
-                end=end,
-                lag_records=lag,
-                lag_s=await _age_s(reader, tp, next_offset) if lag else 0.0,
-                open_intent=offset is not None and ledger.decode(offset, entry.metadata or "").intent is not None,
-            )
-        )
-    return statuses
+async def _status(
+    reader: LogReader, tp: TopicPartition, commit: tuple[int, str] | None, begin: int, end: int
+) -> PartitionStatus:
+    offset, metadata = commit or (None, "")
+    next_offset = max(begin, offset or 0)
+    lag = max(0, end - next_offset)
+    return PartitionStatus(
+        topic=tp.topic,
+        partition=tp.partition,
+        committed=offset,
+        end=end,
+        lag_records=lag,
+        lag_s=await _age_s(reader, tp, next_offset) if lag else 0.0,
+        open_intent=bool(metadata),
+    )
 
 
 async def _age_s(reader: LogReader, partition: TopicPartition, offset: int) -> float:

@@ -49,8 +49,3 @@ def figures() -> Iterator[list[Figures]]:
         before, _, rest = DESIGN_PATH.read_text(encoding="utf-8").partition(begin)
         _, _, after = rest.partition(end)
         DESIGN_PATH.write_text(f"{before}{begin}{table(measured)}{end}{after}", encoding="utf-8")
-
-
-@pytest.fixture(scope="session")
-def outage_s() -> float:
-    return OUTAGE_S

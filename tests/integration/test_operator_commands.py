@@ -248,6 +248,31 @@ async def test_a_rewind_of_one_partition(shop: Shop, command: Command) -> None:
         await command("rewind", "--to-offset", "app_interactions:9:1")
 
 
+async def test_status_shows_the_lag(shop: Shop, command: Command) -> None:
+    def lag(text: str) -> str:
+        [line] = [line for line in text.splitlines() if TOPIC in line and line.split("│")[2].strip() == "2"]
+        return line.split("│")[5].strip()
+
+    code, text = await command("status")
+    assert (code, lag(text)) == (0, "0")
+    await shop.produce(event("late-1"), event("late-2"), partition=2)
+    code, text = await command("status")
+    assert (code, lag(text)) == (0, "2")
+    await shop.consume()
+    assert lag((await command("status"))[1]) == "0"
+
+
+async def test_what_was_put_back_can_be_lost_and_put_back_again(shop: Shop, command: Command) -> None:
+    """Whole ranges and parts of them: no token of an earlier time stands in the way."""
+    for lost in ("kafka_partition = 1", "kafka_partition = 1", "kafka_partition = 1 AND kafka_offset IN (2, 3)") * 2:
+        shop.delete(lost)
+        assert shop.rows("kafka_partition = 1") < 10
+        assert (await command("rewind", "--to-offset", "app_interactions:1:0"))[0] == 0
+        await shop.consume()
+        assert shop.rows("kafka_partition = 1") == 10
+    assert (await command("audit"))[0] == 0
+
+
 async def test_a_duplicate_is_found(shop: Shop, command: Command) -> None:
     shop.copy("kafka_partition = 2 AND kafka_offset = 4")
     code, text = await command("audit")
@@ -445,6 +470,12 @@ async def test_dead_letters_from_burial_to_their_end(
     # A letter that was replayed excuses no gap.
     shop.delete("event_id = 'y'")
     assert (await shop.audited()).gap_offsets == [mended]
+    # A rewind puts it back, and buries the other one again: no unreadable record stands in its way.
+    await command("rewind", "--to-offset", f"{TOPIC}:0:{lost}")
+    await shop.consume()
+    assert shop.rows("event_id = 'y'") == 1
+    assert lost_key in (await command("dead-letters", "ls"))[1]
+    assert not (await shop.audited()).is_wrong
 
 
 def test_a_store_that_is_away_is_one_line(stack: Stack) -> None:

@@ -70,7 +70,7 @@ def test_an_intent_of_old_covers_its_offsets(offsets: int) -> None:
     intent = rewind.intent_of_old("t:0", first, first + offsets)
     entry = ledger.decode(first, intent.encode())
     assert entry.intent == intent
-    assert intent.opened_ms == ledger.OPENED_OF_OLD
+    assert intent.of_old
     assert intent.ranges[-1].end == first + offsets
     assert len(intent.encode()) <= ledger.METADATA_BYTES_MAX
     assert all(range_.end - range_.first <= 50_000 for range_ in intent.ranges)
