@@ -60,6 +60,7 @@ class KafkaOutbox:
         self._breaker = Breaker()
         self._rescues: dict[Batch, asyncio.Task[None]] = {}
         self._held: set[tuple[str, bytes, int]] = set()
+        self._leaving: set[int] = set()  # Kafka has them, the disk has not let go of them yet
         self._waiting_for_kafka: set[asyncio.Task[None]] = set()
         self._replay: asyncio.Task[None] | None = None
         self._round: asyncio.Task[int] | None = None
@@ -175,11 +176,13 @@ class KafkaOutbox:
             await asyncio.wait({rescue})
         try:
             if outcome is Outcome.DELIVERED:
+                self._breaker.record(True, self._loop.time())  # Kafka is back: no need for a probe
                 found = await self._spool.find(records)
-                await self._spool.remove(found)
                 self._metrics.late_answers.labels(batch.topic).inc(len(found))
+                self._leaving.update(found)
+                await self._remove_leaving()
         except SpoolRefusal:
-            pass  # logged by the spool; the records are replayed, marked, and dropped downstream
+            pass  # logged by the spool; what was found leaves before the next replay
         finally:
             self._held.difference_update(map(_identity, records))
 
@@ -209,8 +212,10 @@ class KafkaOutbox:
     async def _replay_some(self) -> int:
         """How many records Kafka has taken; a single one is the probe if there is no live traffic to send one.
 
-        Raises SpoolRefusal, PublisherRefusal.
+        What Kafka has and a full disk does not let go of leaves before anything else is sent: it would be sent again
+        and again. Raises SpoolRefusal, PublisherRefusal.
         """
+        await self._remove_leaving()
         bytes_max = 1 if self._breaker.is_open else REPLAY_BYTES
         found = [
             (id_, record)
@@ -241,11 +246,16 @@ class KafkaOutbox:
                 unanswered.setdefault(batch, []).append(record)
         for batch, records in unanswered.items():
             self._hold(batch, records)
-        if delivered:
-            await self._spool.remove(delivered)
-            for topic, count in topics.items():
-                self._metrics.replayed.labels(topic).inc(count)
+        for topic, count in topics.items():
+            self._metrics.replayed.labels(topic).inc(count)
+        self._leaving.update(delivered)
+        await self._remove_leaving()
         return len(delivered)
+
+    async def _remove_leaving(self) -> None:
+        if leaving := list(self._leaving):
+            await self._spool.remove(leaving)
+            self._leaving.difference_update(leaving)
 
 
 def _identity(record: Record) -> tuple[str, bytes, int]:

@@ -9,6 +9,7 @@ a worker that starts takes over the files that nobody holds.
 import asyncio
 import fcntl
 import os
+import shutil
 import sqlite3
 import time
 import uuid
@@ -25,10 +26,11 @@ from gateway.record import OVERHEAD_BYTES, Record
 log = structlog.get_logger(__name__)
 
 BUSY_TIMEOUT_S = 5.0
+DISK_RESERVE_BYTES = 16_000_000  # left free: SQLite writes, too, when it removes records
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again: a removal may be tried again
     topic TEXT NOT NULL,
     partition INTEGER,
     key BLOB NOT NULL,
@@ -136,6 +138,8 @@ class Spool:
         """In the spool's thread. Whatever fails there becomes SpoolRefusal, and the database is opened again."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        except SpoolRefusal:
+            raise
         except Exception as error:  # what nobody foresaw must not leave a caller waiting for a write that is none
             await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
             log.error("spool failed", directory=str(self._directory), error=repr(error))
@@ -178,6 +182,8 @@ class Spool:
         log.info("spool file taken over", file=path.name)
 
     def _insert(self, records: Sequence[Record]) -> None:
+        if shutil.disk_usage(self._directory).free < DISK_RESERVE_BYTES:
+            raise SpoolRefusal("spool_full", "The spool's disk is full")
         rows = [(r.topic, r.partition, r.key, r.value, r.timestamp_ms) for r in records]
         with self._connected() as database:
             database.executemany(INSERT, rows)
