@@ -22,7 +22,7 @@ test: $(STAMP) ## every test, against real Kafka and the real ClickHouse engine
 	$(BIN)/python -m pytest $(ARGS)
 
 chaos: $(STAMP) ## break everything at random, SEEDS times, and count the rows afterwards
-	CHAOS_SEEDS=$(SEEDS) CHAOS_EVENTS=200000 $(BIN)/python -m pytest tests/chaos -p tests.chaos.summary --tb=short $(ARGS)
+	CHAOS_SEEDS=$(SEEDS) CHAOS_EVENTS=200000 CHAOS_WRITE_TABLE=1 $(BIN)/python -m pytest tests/chaos -p tests.chaos.summary --tb=short $(ARGS)
 
 docs: $(STAMP) ## write README's table of settings anew
 	@$(BIN)/python -m deploy.settings_table

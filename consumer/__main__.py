@@ -60,6 +60,8 @@ def main() -> None:
             logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         sys.exit(uvloop.run(arguments.command(settings, arguments)))
+    except kafka.UnusableCertificate as error:
+        settings.refuse(error.setting, str(error))
     except KafkaUnavailable as error:
         sys.exit(f"Kafka at {settings.kafka_bootstrap_servers}: {error}")
     except (KafkaError, OSError) as error:
