@@ -4,6 +4,7 @@ import pytest
 
 from deploy.local.stack import Stack
 from tests.chaos.arena import PARTITIONS, arena
+from tests.chaos.faulty_clickhouse import FaultyClickHouse
 
 EVENTS = 3_000
 
@@ -112,6 +113,42 @@ def test_the_table_is_missing_for_a_while(stores: Stack, seed: int) -> None:
         a.wait_landed()
         assert consumer.is_running
         a.reckon()
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (164, "Cannot execute query in readonly mode. (READONLY)"),
+        (241, "Memory limit (total) exceeded. (MEMORY_LIMIT_EXCEEDED)"),
+        (243, "Cannot reserve 1.00 MiB, not enough space. (NOT_ENOUGH_SPACE)"),
+        (252, "Too many parts (3000). Merges are processing significantly slower than inserts. (TOO_MANY_PARTS)"),
+        (516, "sluice: Authentication failed: password is incorrect. (AUTHENTICATION_FAILED)"),
+        (9999, "Something that nobody has heard of. (UNKNOWN)"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "",
+)
+def test_clickhouse_refuses_for_reasons_of_its_own(stores: Stack, seed: int, code: int, text: str) -> None:
+    """No dead letter, no crash; what came meanwhile makes fewer and larger batches."""
+    proxy = FaultyClickHouse(stores.ports.clickhouse)
+    try:
+        with arena(stores, seed) as a:
+            consumer = a.consumer(CONSUMER_CLICKHOUSE_URL=f"http://127.0.0.1:{proxy.port}/{a.name}")
+            consumer.start()
+            a.produce(EVENTS)
+            a.wait_landed()
+            proxy.error = (code, text)
+            a.produce(EVENTS)
+            a.wait_until_unready(consumer, text)
+            refused = proxy.refused
+            a.wait_until(lambda: proxy.refused >= refused + 2)
+            a.produce(EVENTS)
+            proxy.error = None
+            a.wait_landed()
+            assert consumer.is_running
+            assert not a.dead_letter_keys()
+            a.reckon()
+    finally:
+        proxy.stop()
 
 
 def test_the_window_overflows_between_crash_and_replay(stores: Stack, seed: int) -> None:
