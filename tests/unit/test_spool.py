@@ -24,6 +24,7 @@ from tests.unit import appending_process
 
 ROOT = Path(__file__).parents[2]
 NOW_MS = time.time_ns() // 1_000_000
+DAY_S = 86_400  # no run of the suite takes a part of it that matters
 ROOMY = 1_000_000_000
 
 Opener = Callable[..., Awaitable[Spool]]
@@ -209,9 +210,11 @@ async def test_byte_cap_counts_what_an_earlier_worker_left(opened: Opener) -> No
 
 
 async def test_age_cap(opened: Opener) -> None:
-    spool = await opened(age_max_s=60)
-    await spool.append([record(0, timestamp_ms=NOW_MS - 30_000)])
-    await spool.append([record(1, timestamp_ms=NOW_MS - 3_600_000)])  # an empty or young spool takes an old record
+    spool = await opened(age_max_s=DAY_S)
+    await spool.append([record(0, timestamp_ms=NOW_MS - DAY_S * 100)])
+    await spool.append(
+        [record(1, timestamp_ms=NOW_MS - 2 * DAY_S * 1_000)]
+    )  # an empty or young spool takes an old record
     await spool.remove([id_ for id_, _ in await spool.oldest(1)])
     with pytest.raises(SpoolRefusal) as caught:
         await spool.append([record(2)])
@@ -222,9 +225,9 @@ async def test_age_cap(opened: Opener) -> None:
 
 async def test_age_cap_counts_what_an_earlier_worker_left(opened: Opener) -> None:
     dead = await opened()
-    await dead.append([record(0, timestamp_ms=NOW_MS - 3_600_000)])
+    await dead.append([record(0, timestamp_ms=NOW_MS - 2 * DAY_S * 1_000)])
     await dies(dead)
-    spool = await opened(age_max_s=60)
+    spool = await opened(age_max_s=DAY_S)
     with pytest.raises(SpoolRefusal) as caught:
         await spool.append([record(1)])
     assert caught.value.reason == "spool_old"
