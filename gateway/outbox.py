@@ -201,6 +201,8 @@ class KafkaOutbox:
                     sent = await asyncio.shield(self._round)  # `stop` lets it end: what Kafka has leaves the spool
                 except (SpoolRefusal, PublisherRefusal) as refusal:
                     log.warning("replay paused", reason=str(refusal))
+                except Exception:  # nobody else would go on with it
+                    log.exception("replay failed, will be tried again")
             if sent and not replaying:
                 log.info("replaying the spool", records=self._spool.records)
             if replaying and not self._spool.records:
