@@ -3,7 +3,6 @@
 import time
 
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -11,8 +10,6 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:

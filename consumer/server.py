@@ -3,15 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 
-import orjson
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from consumer.loop import Consumer
-from consumer.metrics import CONTENT_TYPE, Metrics
+from consumer.metrics import Metrics
+from schemas import probes
 
 
 class Server(uvicorn.Server):
@@ -24,19 +21,7 @@ class Server(uvicorn.Server):
 
 def create_server(consumer: Consumer, metrics: Metrics, host: str, port: int) -> Server:
     """Run `serve()` as a task; set `should_exit` to end it."""
-
-    async def metrics_page(_: Request) -> Response:
-        return Response(metrics.render(), headers={"content-type": CONTENT_TYPE})
-
-    async def livez(_: Request) -> Response:
-        return Response(b'{"status":"ok"}', media_type="application/json")
-
-    async def readyz(_: Request) -> Response:
-        reason = consumer.unready_reason
-        body = {"status": "ok"} if reason is None else {"status": "unready", "reason": reason}
-        return Response(orjson.dumps(body), 200 if reason is None else 503, media_type="application/json")
-
-    app = Starlette(routes=[Route("/metrics", metrics_page), Route("/livez", livez), Route("/readyz", readyz)])
+    app = Starlette(routes=probes.routes(lambda: consumer.unready_reason, metrics.render))
     return Server(
         uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, ws="none", lifespan="off")
     )

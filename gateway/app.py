@@ -17,13 +17,13 @@ from starlette.routing import Route
 from gateway.asgi import ASGIApp, Receive, Scope, Send
 from gateway.endpoints import AppInteractions, Outbox, RetrieverInteractions
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
-from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.metrics import Metrics
 from gateway.outbox import KafkaOutbox
 from gateway.publisher import KafkaPublisher
 from gateway.registry import RegistryFile
 from gateway.settings import GatewaySettings
 from gateway.spool import Spool
-from schemas import kafka
+from schemas import kafka, probes
 from schemas.openapi import openapi_document
 from schemas.streams import STREAMS
 
@@ -75,25 +75,12 @@ def compose(settings: GatewaySettings, outbox: RunningOutbox, metrics: Metrics) 
     async def openapi(_: Request) -> Response:
         return Response(document, media_type="application/json")
 
-    async def livez(_: Request) -> Response:
-        return Response(b'{"status":"ok"}', media_type="application/json")
-
-    async def readyz(_: Request) -> Response:
-        reason = outbox.unready_reason
-        body = {"status": "ok"} if reason is None else {"status": "unready", "reason": reason}
-        return Response(orjson.dumps(body), 200 if reason is None else 503, media_type="application/json")
-
-    async def metrics_page(_: Request) -> Response:
-        return Response(metrics.render(), headers={"content-type": CONTENT_TYPE})
-
     rest = Starlette(
         routes=[
             Route(APP_PATH, app_interactions, methods=["POST"]),
             Route(RETRIEVER_PATH, retriever_interactions, methods=["POST"]),
             Route("/openapi.json", openapi),
-            Route("/livez", livez),
-            Route("/readyz", readyz),
-            Route("/metrics", metrics_page),
+            *probes.routes(lambda: outbox.unready_reason, metrics.render),
         ],
         exception_handlers={HTTPException: _http_error, Exception: _unforeseen_error},
         lifespan=lifespan,
