@@ -14,7 +14,7 @@ from itertools import pairwise
 import sqlparse
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from consumer.clickhouse import ClickHouse
 from consumer.settings import ConsumerSettings
@@ -126,6 +126,3 @@ async def create_topics(settings: ConsumerSettings) -> None:
                 raise MigrationError(f"Kafka refused topic {topic}: {error.__name__}: {message}")
     finally:
         await admin.close()
-
-
-__all__ = ["KafkaError", "Migration", "MigrationError", "create_tables", "create_topics", "migrations"]
