@@ -5,7 +5,7 @@
                      └───────────────────┴──► Spool ──► on disk: spool ──► replay, once Kafka is back
 
 A batch that Kafka has not answered for in time is spooled although it may still arrive: it is held back from replay
-until Kafka's late answer, which takes it out of the spool again. What is replayed is marked `dedupe`, because a
+until Kafka's late answer, which takes it out of the spool again. What is replayed is marked `replay`, because a
 process may die between Kafka's answer and the spool's.
 """
 
@@ -39,7 +39,7 @@ class Publisher(Protocol):
 
     async def start(self) -> None: ...
     async def stop(self, deadline_s: float) -> None: ...
-    def publish(self, record: Record, *, dedupe: bool = False) -> Batch: ...
+    def publish(self, record: Record, *, replay: bool = False) -> Batch: ...
 
 
 class KafkaOutbox:
@@ -59,7 +59,7 @@ class KafkaOutbox:
         self._replay_records_per_s = replay_records_per_s
         self._breaker = Breaker()
         self._rescues: dict[Batch, asyncio.Task[None]] = {}
-        self._held: set[tuple[str, bytes, int]] = set()
+        self._held: set[tuple[str, bytes | None, bytes, int]] = set()
         self._leaving: set[int] = set()  # Kafka has them, the disk has not let go of them yet
         self._waiting_for_kafka: set[asyncio.Task[None]] = set()
         self._replay: asyncio.Task[None] | None = None
@@ -109,9 +109,20 @@ class KafkaOutbox:
         try:
             return await self._publish(record)
         finally:
-            self._callers -= 1
-            if self._stopping and not self._callers:
-                self._last_caller_left.set()
+            self._caller_left()
+
+    async def publish_all(self, records: Sequence[Record]) -> list[Durability | PublisherRefusal | SpoolRefusal]:
+        """What `publish` would have said of each, for records of one topic: one wait a batch, not one a record."""
+        self._callers += 1
+        try:
+            return await self._publish_all(records)
+        finally:
+            self._caller_left()
+
+    def _caller_left(self) -> None:
+        self._callers -= 1
+        if self._stopping and not self._callers:
+            self._last_caller_left.set()
 
     async def _publish(self, record: Record) -> Durability:
         if self._breaker.admits(self._loop.time()):
@@ -122,17 +133,48 @@ class KafkaOutbox:
                     raise
                 self._breaker.record(False, self._loop.time())
             else:
-                if await asyncio.shield(batch.outcome) is Outcome.DELIVERED:  # one caller's end is not the others'
-                    return "kafka"
-                await asyncio.shield(self._rescue(batch))
-                return "spool"
+                return await self._durable(batch)
         await self._append([record])
         return "spool"
+
+    async def _durable(self, batch: Batch) -> Durability:
+        """Raises SpoolRefusal."""
+        if await asyncio.shield(batch.outcome) is Outcome.DELIVERED:  # one caller's end is not the others'
+            return "kafka"
+        await asyncio.shield(self._rescue(batch))
+        return "spool"
+
+    async def _publish_all(self, records: Sequence[Record]) -> list[Durability | PublisherRefusal | SpoolRefusal]:
+        places: list[Batch | PublisherRefusal | None] = [None] * len(records)  # None: straight to the spool
+        if self._breaker.admits(self._loop.time()):
+            for index, record in enumerate(records):
+                try:
+                    places[index] = self._publisher.publish(record)
+                except PublisherRefusal as refusal:
+                    if refusal.reason == "kafka_unavailable":
+                        self._breaker.record(False, self._loop.time())
+                        break
+                    places[index] = refusal
+        spooled = [record for record, place in zip(records, places, strict=True) if place is None]
+        results: dict[Batch | PublisherRefusal | None, Durability | PublisherRefusal | SpoolRefusal] = {}
+        for place in dict.fromkeys(places):
+            if isinstance(place, PublisherRefusal):
+                results[place] = place
+                continue
+            try:
+                if place is None:
+                    await self._append(spooled)
+                    results[place] = "spool"
+                else:
+                    results[place] = await self._durable(place)
+            except SpoolRefusal as refusal:
+                results[place] = refusal
+        return [results[place] for place in places]
 
     def settled(self, batch: Batch, outcome: Outcome) -> None:
         """The publisher tells of every batch, once."""
         self._breaker.record(outcome is Outcome.DELIVERED, self._loop.time())
-        if outcome is Outcome.DELIVERED and not batch.dedupe:
+        if outcome is Outcome.DELIVERED and not batch.replay:
             self._metrics.accepted.labels(batch.topic, "kafka").inc(len(batch.records))
 
     def _rescue(self, batch: Batch) -> asyncio.Task[None]:
@@ -229,7 +271,7 @@ class KafkaOutbox:
         batches: list[tuple[int, Record, Batch]] = []
         for id_, record in found:
             try:
-                batches.append((id_, record, self._publisher.publish(record, dedupe=True)))
+                batches.append((id_, record, self._publisher.publish(record, replay=True)))
             except PublisherRefusal:
                 if not batches:
                     raise
@@ -260,5 +302,5 @@ class KafkaOutbox:
             self._leaving.difference_update(leaving)
 
 
-def _identity(record: Record) -> tuple[str, bytes, int]:
-    return record.topic, record.key, record.timestamp_ms
+def _identity(record: Record) -> tuple[str, bytes | None, bytes, int]:
+    return record.topic, record.scope, record.key, record.timestamp_ms

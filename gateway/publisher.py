@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from gateway.metrics import Metrics
@@ -26,7 +27,8 @@ from gateway.record import Record
 
 log = structlog.get_logger(__name__)
 
-DEDUPE_HEADER = ("dedupe", b"1")
+DEDUPE_HEADER = "dedupe"  # whose caller gave the id
+REPLAY_HEADER = ("replay", b"1")  # from the spool
 REQUEST_TIMEOUT_MS = 10_000  # a broker that hangs is given up on, and asked again, after that
 START_S_MAX = 2.0
 CONNECT_TIMEOUT_S = 10.0
@@ -67,20 +69,20 @@ class Batch:
     __slots__ = (
         "builder",
         "bytes",
-        "dedupe",
         "final",
         "lane",
         "opened_at",
         "outcome",
         "partition",
         "records",
+        "replay",
         "sent",
         "timer",
     )
 
-    def __init__(self, lane: Lane, dedupe: bool, builder: BatchBuilder, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, lane: Lane, replay: bool, builder: BatchBuilder, loop: asyncio.AbstractEventLoop) -> None:
         self.lane = lane
-        self.dedupe = dedupe
+        self.replay = replay
         self.builder = builder
         self.records: list[Record] = []
         self.bytes = 0
@@ -146,10 +148,12 @@ class KafkaPublisher:
         # The first callers should find Kafka, if it is there, but must not wait for it.
         await asyncio.wait({self._connector}, timeout=START_S_MAX)
 
-    def publish(self, record: Record, *, dedupe: bool = False) -> Batch:
+    def publish(self, record: Record, *, replay: bool = False) -> Batch:
         """Queue a record; its batch. Raises PublisherRefusal: no connection, no room, too large.
 
-        `dedupe` marks it as one that may have been sent before.
+        `replay` marks it as one that comes from the spool and may have been sent before. Wherever another copy of a
+        record is possible, its key decides on the partition: all copies meet in one, where the consumer drops all but
+        the first.
         """
         producer = self._producer
         if producer is None:
@@ -157,15 +161,18 @@ class KafkaPublisher:
         size = record.bytes
         if self._pending_bytes + size > self._pending_bytes_max:
             raise PublisherRefusal("overloaded", "Too many events wait for Kafka")
-        lane = Lane(record.topic, record.partition)
+        partition = record.partition
+        if partition is None and (replay or record.scope is not None):
+            partition = _partition_of_key(producer, record)
+        lane = Lane(record.topic, partition)
         waiting = self._waiting.get(lane)
         if waiting is None:
             waiting = self._waiting[lane] = deque()
         batch = waiting[-1] if waiting else None
-        if batch is None or batch.dedupe is not dedupe or not _append(batch, record):
+        if batch is None or batch.replay is not replay or not _append(batch, record):
             if size > self._batch_bytes_max:
                 raise PublisherRefusal("record_too_large", "The record is larger than a batch may be")
-            batch = Batch(lane, dedupe, producer.create_batch(), self._loop)
+            batch = Batch(lane, replay, producer.create_batch(), self._loop)
             _append(batch, record)
             batch.timer = self._loop.call_later(self._deadline_s, self._expire, batch)
             waiting.append(batch)
@@ -349,9 +356,19 @@ class KafkaPublisher:
 
 def _append(batch: Batch, record: Record) -> bool:
     """Whether there was room."""
-    headers = [DEDUPE_HEADER] if batch.dedupe else []
+    headers = [] if record.scope is None else [(DEDUPE_HEADER, record.scope)]
+    if batch.replay:
+        headers.append(REPLAY_HEADER)
     added = batch.builder.append(timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=headers)
     return added is not None
+
+
+def _partition_of_key(producer: AIOKafkaProducer, record: Record) -> int:
+    """As Kafka's own clients choose: murmur2 of the key."""
+    partitions = sorted(producer.client.cluster.partitions_for_topic(record.topic) or ())
+    if not partitions:
+        raise PublisherRefusal("kafka_unavailable", "Kafka does not know the topic")
+    return int(partitions[(murmur2(record.key) & 0x7FFFFFFF) % len(partitions)])
 
 
 async def _close(producer: AIOKafkaProducer, timeout_s: float) -> None:

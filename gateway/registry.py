@@ -7,35 +7,86 @@ their SHA-256: a key is 32 random bytes, so its hash needs neither salt nor stre
 import asyncio
 import hashlib
 import hmac
+import math
 import secrets
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 log = structlog.get_logger(__name__)
 
 RELOAD_INTERVAL_S = 1.0
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[a-z0-9.\-\[\]:]+)$")]
+PrivacyPolicy = Literal["keep", "truncate", "hmac", "drop"]
 
 
 class RegistryError(Exception):
     """The file cannot be read, or is no registry; the text says where."""
 
 
-class App(BaseModel):
+class Quota(BaseModel):
+    """So many events a second in the long run, `burst` at once (default: those of a second). Per gateway worker."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    events_per_second: Annotated[float, Field(gt=0, le=1_000_000)]
+    burst: Annotated[int, Field(ge=1, le=10_000_000)] = 0
 
-class Retriever(BaseModel):
+    @model_validator(mode="before")
+    @classmethod
+    def _burst_is_a_second(cls, fields: Any) -> Any:
+        if (
+            isinstance(fields, dict)
+            and "burst" not in fields
+            and isinstance(fields.get("events_per_second"), int | float)
+        ):
+            return {**fields, "burst": max(1, math.ceil(fields["events_per_second"]))}
+        return fields
+
+
+class Privacy(BaseModel):
+    """What is kept of the caller's address and user agent.
+
+    `keep` as it is, `truncate` to what names a network (or a browser's major version), `hmac` a keyed digest of it,
+    `drop` nothing. With `honour_do_not_track`, of a caller that sends DNT: 1 or Sec-GPC: 1 nothing is kept of either,
+    and no session_id.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    client_address: PrivacyPolicy = "drop"
+    user_agent: PrivacyPolicy = "drop"
+    honour_do_not_track: bool = False
+
+
+class Owner(BaseModel):
+    """What apps and retrievers have in common. `allowed_origins` are those whose pages may read our answers (CORS),
+    `https://shop.example` or `*`; `quota` is for all callers together, `address_quota` for each client address."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    allowed_origins: tuple[Origin, ...] = ()
+    quota: Quota | None = None
+    address_quota: Quota | None = None
+    privacy: Privacy = Privacy()
+
+
+class App(Owner):
+    """A public app: who knows its slug may send."""
+
+
+class Retriever(Owner):
+    """`key_quota` is for each public key."""
 
     public_key_sha256: tuple[Sha256, ...]
     token_sha256: tuple[Sha256, ...]
+    key_quota: Quota | None = None
 
 
 class RegistryDocument(BaseModel):

@@ -36,13 +36,14 @@ CREATE TABLE IF NOT EXISTS records (
     key BLOB NOT NULL,
     value BLOB NOT NULL,
     timestamp_ms INTEGER NOT NULL,
-    UNIQUE (topic, key, timestamp_ms)
+    scope BLOB NOT NULL, -- empty for none: in a unique index every NULL is another
+    UNIQUE (topic, key, timestamp_ms, scope)
 ) STRICT
 """
 # A record that is there already stays: a file whose takeover was cut short is taken over once more.
 INSERT = """
-INSERT INTO records (topic, partition, key, value, timestamp_ms) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (topic, key, timestamp_ms) DO NOTHING
+INSERT INTO records (topic, partition, key, value, timestamp_ms, scope) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (topic, key, timestamp_ms, scope) DO NOTHING
 """
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ class Spool:
             return  # another worker that starts was faster
         with lock:  # to the end of the deletion: in between, another would copy it too
             with closing(_connect(path)) as source, self._connected() as database:
-                columns = "topic, partition, key, value, timestamp_ms"
+                columns = "topic, partition, key, value, timestamp_ms, scope"
                 rows = source.execute(f"SELECT {columns} FROM records ORDER BY id")
                 database.executemany(INSERT, rows)
             for leftover in (path, *path.parent.glob(f"{path.name}-*"), _lock_path(path)):
@@ -184,7 +185,7 @@ class Spool:
     def _insert(self, records: Sequence[Record]) -> None:
         if shutil.disk_usage(self._directory).free < DISK_RESERVE_BYTES:
             raise SpoolRefusal("spool_full", "The spool's disk is full")
-        rows = [(r.topic, r.partition, r.key, r.value, r.timestamp_ms) for r in records]
+        rows = [(r.topic, r.partition, r.key, r.value, r.timestamp_ms, r.scope or b"") for r in records]
         with self._connected() as database:
             database.executemany(INSERT, rows)
         self.records += len(records)
@@ -196,7 +197,7 @@ class Spool:
         found: list[tuple[int, Record]] = []
         size = 0
         rows = self._connected().execute(
-            "SELECT id, topic, partition, key, value, timestamp_ms FROM records ORDER BY id"
+            "SELECT id, topic, partition, key, value, timestamp_ms, nullif(scope, x'') FROM records ORDER BY id"
         )
         for id_, *fields in rows:
             record = Record(*fields)
@@ -213,8 +214,8 @@ class Spool:
         found = []
         for record in records:
             row = database.execute(
-                "SELECT id FROM records WHERE topic = ? AND key = ? AND timestamp_ms = ?",
-                (record.topic, record.key, record.timestamp_ms),
+                "SELECT id FROM records WHERE topic = ? AND key = ? AND timestamp_ms = ? AND scope = ?",
+                (record.topic, record.key, record.timestamp_ms, record.scope or b""),
             ).fetchone()
             if row is not None:
                 found.append(row[0])

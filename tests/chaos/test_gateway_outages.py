@@ -3,7 +3,7 @@
 A gateway (two workers, where nothing else is said) serves real HTTP connections while something breaks. At the end
 everything is mended, the gateways are stopped with SIGTERM and must leave no event in any spool; then rows, records
 and answers are compared. A repeat, a second row of one event, is allowed only where a gateway died or was stopped
-with a batch unanswered, and only if its record is marked `dedupe`.
+with a batch unanswered, and only if its record is marked `replay`.
 """
 
 import asyncio
@@ -505,7 +505,7 @@ async def _records_since(arena: Arena) -> dict[tuple[int, int], bool]:
         while any([await consumer.position(partition) < ends[partition] for partition in partitions]):
             for records in (await consumer.getmany(timeout_ms=1_000)).values():
                 for record in records:
-                    marked[record.partition, record.offset] = ("dedupe", b"1") in record.headers
+                    marked[record.partition, record.offset] = ("replay", b"1") in record.headers
         return marked
     finally:
         await consumer.stop()

@@ -51,8 +51,8 @@ class FakeSpool:
 
     async def find(self, records: Sequence[Record]) -> list[int]:
         await asyncio.sleep(0)
-        wanted = {(record.topic, record.key, record.timestamp_ms) for record in records}
-        return [id_ for id_, r in self.kept.items() if (r.topic, r.key, r.timestamp_ms) in wanted]
+        wanted = {record._replace(partition=None, value=b"") for record in records}
+        return [id_ for id_, r in self.kept.items() if r._replace(partition=None, value=b"") in wanted]
 
     async def remove(self, ids: Sequence[int]) -> None:
         assert not self.closed

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaConnectionError, ProducerClosed
+from aiokafka.partitioner import murmur2
 from prometheus_client import CollectorRegistry
 
 from gateway import publisher as publisher_module
@@ -249,6 +250,51 @@ async def test_one_caller_who_is_cancelled_does_not_hurt_the_others(gateway: Gat
         assert gateway.spool.records == 4
 
 
+# Many at once
+
+
+async def test_all_of_a_batch_are_delivered_with_one_wait(gateway: Gateway) -> None:
+    await gateway.start()
+    task = asyncio.create_task(gateway.outbox.publish_all([record(n) for n in range(100)]))
+    await gateway.answer_for(1)
+    assert await task == ["kafka"] * 100
+    assert len(gateway.flights) == 1
+    assert gateway.counted("accepted", durability="kafka") == 100
+
+
+async def test_all_of_a_batch_go_to_the_spool_when_kafka_hangs(gateway: Gateway) -> None:
+    await gateway.start()
+    assert await gateway.outbox.publish_all([record(n, size=3_000) for n in range(10)]) == ["spool"] * 10
+    assert gateway.spool.records == 10
+    await gateway.open_the_breaker()
+    assert await gateway.outbox.publish_all([record(n) for n in range(20, 30)]) == ["spool"] * 10
+    assert len(gateway.spool.appends[-1]) == 10  # one append for all of them
+
+
+async def test_each_of_a_batch_has_its_own_fate(gateway: Gateway) -> None:
+    """One too large, and one too many: the others do not suffer."""
+    await gateway.start()
+    records = [record(0), record(1, size=BATCH_BYTES_MAX), record(2), *(record(n, size=9_000) for n in range(3, 10))]
+    task = asyncio.create_task(gateway.outbox.publish_all(records))
+    await gateway.answer_for(1)
+    first, too_large, third, *large = await task
+    assert (first, third) == ("kafka", "kafka")
+    assert isinstance(too_large, PublisherRefusal)
+    assert too_large.reason == "record_too_large"
+    assert large.count("kafka") == 6
+    [overloaded] = [result for result in large if isinstance(result, PublisherRefusal)]
+    assert overloaded.reason == "overloaded"
+    assert sorted(gateway.taken) == [r.key for r, result in zip(records, await task, strict=True) if result == "kafka"]
+
+
+async def test_batch_is_told_when_it_is_nowhere(gateway: Gateway) -> None:
+    await gateway.start()
+    await gateway.open_the_breaker()
+    gateway.spool.fault = SpoolRefusal("spool_full", "full")
+    results = await gateway.outbox.publish_all([record(n) for n in range(5)])
+    assert [result.reason for result in results if isinstance(result, SpoolRefusal)] == ["spool_full"] * 5
+
+
 # Kafka's late answer
 
 
@@ -328,11 +374,17 @@ async def test_replay_is_oldest_first_marked_and_changes_nothing(gateway: Gatewa
     wire = [each for flight in gateway.flights for each in flight.records]
     assert set(wire) == {(r.key, r.value, r.timestamp_ms) for r in records}
     assert len(wire) == 20
-    assert all(headers == [("dedupe", b"1")] for flight in gateway.flights for headers in flight.headers)
+    assert all(headers == [("replay", b"1")] for flight in gateway.flights for headers in flight.headers)
     [pinned] = [flight for flight in gateway.flights if b"k002" in [key for key, _, _ in flight.records]]
     assert pinned.partition == 1
-    free = [key for flight in gateway.flights if flight is not pinned for key, _, _ in flight.records]
-    assert free == sorted(free)
+    for partition in (0, 1):
+        keys = [key for flight in gateway.flights if flight.partition == partition for key, _, _ in flight.records]
+        assert keys == sorted(keys)
+    # A replay that is cut short is done again, and all copies of a record must meet in one partition.
+    partitions = {key: flight.partition for flight in gateway.flights for key, _, _ in flight.records}
+    assert {key: murmur2(key) % 2 for key in partitions if key != b"k002"} == {
+        key: partition for key, partition in partitions.items() if key != b"k002"
+    }
     assert gateway.counted("replayed") == 20
 
 

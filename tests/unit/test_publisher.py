@@ -18,6 +18,7 @@ from aiokafka.errors import (
     ProducerClosed,
     TopicAuthorizationFailedError,
 )
+from aiokafka.partitioner import murmur2
 from prometheus_client import CollectorRegistry
 
 from gateway import publisher as publisher_module
@@ -98,9 +99,9 @@ def publish(publisher: KafkaPublisher, value: bytes, topic: str = TOPIC) -> asyn
 
 
 def batch_of(
-    publisher: KafkaPublisher, value: bytes, topic: str = TOPIC, *, partition: int | None = None, dedupe: bool = False
+    publisher: KafkaPublisher, value: bytes, topic: str = TOPIC, *, partition: int | None = None, replay: bool = False
 ) -> Batch:
-    return publisher.publish(Record(topic, partition, b"key", value, 1_763_800_000_123), dedupe=dedupe)
+    return publisher.publish(Record(topic, partition, b"key", value, 1_763_800_000_123), replay=replay)
 
 
 async def idle() -> None:
@@ -185,15 +186,15 @@ async def test_full_batches_wait_for_their_turn(kafka: FakeKafka, start: Starter
 
 async def test_what_may_be_a_repeat_is_marked_and_travels_apart(kafka: FakeKafka, start: Starter) -> None:
     publisher = await start()
-    for value, dedupe in ((b"a", False), (b"b", True), (b"c", True), (b"d", False)):
-        batch_of(publisher, value, dedupe=dedupe)
+    for value, replay in ((b"a", False), (b"b", True), (b"c", True), (b"d", False)):
+        batch_of(publisher, value, partition=0, replay=replay)
     for n in range(3):
         await idle()
         kafka.flights[n].answer()
     await idle()
     assert [(flight.values, flight.headers) for flight in kafka.flights] == [
         ([b"a"], [[]]),
-        ([b"b", b"c"], [[("dedupe", b"1")], [("dedupe", b"1")]]),
+        ([b"b", b"c"], [[("replay", b"1")], [("replay", b"1")]]),
         ([b"d"], [[]]),
     ]
 
@@ -467,7 +468,7 @@ async def test_every_batch_is_told_of_once(kafka: FakeKafka) -> None:
     await asyncio.sleep(DEADLINE_S)
     kafka.flights[1].answer()
     await idle()
-    failed = batch_of(publisher, b"failed", dedupe=True)
+    failed = batch_of(publisher, b"failed", replay=True)
     await idle()
     kafka.flights[2].refuse(ProducerClosed())
     await idle()
@@ -884,3 +885,23 @@ async def test_outcomes_are_counted_by_record(kafka: FakeKafka) -> None:
 
     assert {o.value: published(o.value) for o in Outcome} == {"delivered": 3, "in_doubt": 4, "expired": 5, "failed": 6}
     assert registry.get_sample_value("gateway_batch_records_sum", {"stream": TOPIC}) == 18
+
+
+async def test_copies_of_a_callers_id_meet_in_one_partition(kafka: FakeKafka, start: Starter) -> None:
+    """Chosen as Kafka's own clients do, and marked with the owner within which the id holds."""
+    publisher = await start(led_by(1, 2, 3))
+    ids = [b"order-%d" % n for n in range(30)]
+    batches = {id_: publisher.publish(Record(TOPIC, None, id_, b"v", 1_000, b"shop")) for id_ in ids}
+    await idle()
+    for flight in kafka.flights:
+        flight.answer()
+    await idle()
+    assert {id_: batch.partition for id_, batch in batches.items()} == {
+        id_: (murmur2(id_) & 0x7FFFFFFF) % 3 for id_ in ids
+    }
+    assert {batch.partition for batch in batches.values()} == {0, 1, 2}
+    assert {header for flight in kafka.flights for [header] in flight.headers} == {("dedupe", b"shop")}
+    again = publisher.publish(Record(TOPIC, None, ids[0], b"v", 2_000, b"shop"), replay=True)
+    await idle()
+    assert again.partition == batches[ids[0]].partition
+    assert kafka.flights[-1].headers == [[("dedupe", b"shop"), ("replay", b"1")]]

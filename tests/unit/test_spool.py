@@ -64,7 +64,9 @@ def on_disk(directory: Path) -> list[Record]:
     found: list[Record] = []
     for path in sorted(directory.glob("*.db")):
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            rows = database.execute("SELECT topic, partition, key, value, timestamp_ms FROM records ORDER BY id")
+            rows = database.execute(
+                "SELECT topic, partition, key, value, timestamp_ms, nullif(scope, x'') FROM records ORDER BY id"
+            )
             found += [Record(*row) for row in rows]
     return found
 
@@ -494,7 +496,7 @@ async def test_takeover_that_was_interrupted_is_done_again(
         lock = spool_module._locked(path)
         assert lock is not None
         with lock, closing(spool_module._connect(path)) as source:
-            rows = source.execute("SELECT topic, partition, key, value, timestamp_ms FROM records ORDER BY id")
+            rows = source.execute("SELECT topic, partition, key, value, timestamp_ms, scope FROM records ORDER BY id")
             self._connected().executemany(spool_module.INSERT, rows)
             raise Killed
 
@@ -713,3 +715,15 @@ async def test_what_nobody_foresaw_is_a_refusal_and_the_next_append_works(opened
         await spool.append([record(1, timestamp_ms=2**70)])  # OverflowError, which is none of SQLite's own
     await spool.append([record(2)])
     assert await held(spool) == [record(2)]
+
+
+async def test_equal_ids_of_two_owners_are_two_events(opened: Opener) -> None:
+    spool = await opened()
+    ours = record(1)._replace(scope=b"shop")
+    theirs = ours._replace(scope=b"blog")
+    without = ours._replace(scope=None)
+    await spool.append([ours, theirs, without, ours])
+    assert [kept for _, kept in await spool.oldest(ROOMY)] == [ours, theirs, without]
+    [found] = await spool.find([theirs])
+    await spool.remove([found])
+    assert [kept for _, kept in await spool.oldest(ROOMY)] == [ours, without]
