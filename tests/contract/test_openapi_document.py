@@ -1,4 +1,5 @@
-"""/openapi.json is an OpenAPI 3.1 document whose app path is the contract's own, and has the retriever path besides."""
+"""/openapi.json is an OpenAPI 3.1 document: the app path is the contract's own, the retriever path says what its page
+says, and the routes of ours are described by the same schemas."""
 
 import copy
 import re
@@ -11,9 +12,14 @@ import jsonschema
 import pytest
 import yaml
 
+from gateway import event_ids
+
 CONTRACT = Path(__file__).parents[2].parent / "shared" / "contract"
 APP_PATH = "/v1/public/apps/{slug}/interactions"
 RETRIEVER_PATH = "/v1/public/retrievers/{public_name}/interactions"
+
+OURS = {path + suffix for path in (APP_PATH, RETRIEVER_PATH) for suffix in ("/batch", "/validate", ".gif")}
+ENVELOPED = {"400", "401", "403", "404", "408", "413", "415", "429", "500", "503"}
 
 Document = dict[str, Any]
 
@@ -76,6 +82,27 @@ def reachable(document: Document, node: object) -> dict[str, Any]:
     return found
 
 
+def operations(document: Document) -> dict[str, Document]:
+    """The one operation of each path."""
+    found = {}
+    for path, item in document["paths"].items():
+        [(method, found[path])] = item.items()
+        assert method == ("get" if path.endswith(".gif") else "post")
+    return found
+
+
+def parameters(operation: Document) -> dict[tuple[str, str], Document]:
+    return {(parameter["in"], parameter["name"]): parameter for parameter in operation["parameters"]}
+
+
+def json_schema(content: Document) -> Any:
+    return content["content"]["application/json"]["schema"]
+
+
+def validator(document: Document, schema: Document) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator({**schema, "components": document["components"]})
+
+
 def test_app_path_is_the_contracts(document: Document, contract: Document) -> None:
     served, agreed = (copy.deepcopy(d["paths"][APP_PATH]) for d in (document, contract))
     assert served["post"].pop("description")  # prose, ours
@@ -104,12 +131,16 @@ def test_retriever_path_says_what_the_page_says(document: Document) -> None:
     assert operation["summary"] == "Track Interaction"
     assert operation["summary"] in page
 
-    [security] = operation["security"]
-    schemes = [document["components"]["securitySchemes"][name] for name in security]
-    assert {"type": "http", "scheme": "bearer"} in schemes
-    assert {"type": "apiKey", "in": "header", "name": "X-Public-API-Key"} in schemes
-    parameters = {(p["in"], p["name"]): p["required"] for p in operation["parameters"]}
-    assert parameters == {("path", "public_name"): True, ("header", "X-Session-ID"): False}
+    schemes = document["components"]["securitySchemes"]
+    as_on_the_page, key_in_query = ([schemes[name] for name in alternative] for alternative in operation["security"])
+    assert as_on_the_page == [
+        {"type": "http", "scheme": "bearer"},
+        {"type": "apiKey", "in": "header", "name": "X-Public-API-Key"},
+    ]
+    assert key_in_query == [as_on_the_page[0], {"type": "apiKey", "in": "query", "name": "public_api_key"}]
+    required = {place: parameter["required"] for place, parameter in parameters(operation).items()}
+    assert required.items() >= {("path", "public_name"): True, ("header", "X-Session-ID"): False}.items()
+    assert sum(required.values()) == 1  # what we add is optional
 
     schema = resolved(document, operation["requestBody"]["content"]["application/json"]["schema"]["$ref"])
     assert schema["required"] == ["document_id", "interaction_type", "position"]
@@ -129,33 +160,160 @@ def test_retriever_path_says_what_the_page_says(document: Document) -> None:
 
 
 def test_every_error_is_documented_in_its_shape(document: Document) -> None:
-    for path in (APP_PATH, RETRIEVER_PATH):
-        for status, response in document["paths"][path]["post"]["responses"].items():
-            schema = response["content"]["application/json"]["schema"]
-            if status == "200":
-                assert schema["type"] == "object"
-            else:
-                model = "HTTPValidationError" if status == "422" else "ErrorResponse"
-                assert schema == {"$ref": f"#/components/schemas/{model}"}
+    for path, operation in operations(document).items():
+        responses = operation["responses"]
+        assert list(responses) == sorted(responses)
+        assert set(responses) - ENVELOPED == {"200", "422"}
+        for status in ENVELOPED & set(responses):
+            assert json_schema(responses[status]) == {"$ref": "#/components/schemas/ErrorResponse"}
+        if path in (APP_PATH, RETRIEVER_PATH) or path.endswith(".gif"):
+            assert json_schema(responses["422"]) == {"$ref": "#/components/schemas/HTTPValidationError"}
+        if path != APP_PATH:  # which has what the contract lists
+            assert {"404", "429", "500", "503"} <= set(responses)
+            assert {"401", "403"} <= set(responses) or path.startswith(APP_PATH)
+            assert "Retry-After" in responses["503"]["headers"]
+            assert {"Retry-After", "RateLimit-Limit"} <= set(responses["429"]["headers"])
+
+
+def test_every_operation_says_how_to_send_an_event_again(document: Document) -> None:
+    for path, operation in operations(document).items():
+        if path == APP_PATH:  # not among the contract's parameters, so it is in the text
+            about = document["info"]["description"]
+            assert "`Idempotency-Key`" in about
+            assert "`event_id`" in about
+            continue
+        chars_max = event_ids.BATCH_KEY_CHARS_MAX if path.endswith("/batch") else event_ids.CHARS_MAX
+        for place in (("header", "Idempotency-Key"), ("query", "event_id")):
+            parameter = parameters(operation)[place]
+            assert not parameter["required"]
+            check = jsonschema.Draft202012Validator(parameter["schema"])
+            assert check.is_valid("a.B_3:-" + "x" * (chars_max - 7))
+            assert not any(check.is_valid(key) for key in ("", "ä", "a b", "x" * (chars_max + 1)))
 
 
 def test_it_is_an_openapi_3_1_document(document: Document) -> None:
     assert document["openapi"].startswith("3.1.")
     assert {"title", "version"} <= set(document["info"])
-    assert set(document["paths"]) == {APP_PATH, RETRIEVER_PATH}
-    operation_ids = [path["post"]["operationId"] for path in document["paths"].values()]
-    assert len(set(operation_ids)) == 2
+    assert set(document["paths"]) == {APP_PATH, RETRIEVER_PATH} | OURS
+    operation_ids = [operation["operationId"] for operation in operations(document).values()]
+    assert len(set(operation_ids)) == len(operation_ids)
+    assert {tag for operation in operations(document).values() for tag in operation["tags"]} == {
+        tag["name"] for tag in document["tags"]
+    }
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
     for reference in references(document):
         assert resolved(document, reference)
 
 
+def test_nothing_is_described_that_nobody_refers_to(document: Document) -> None:
+    used = set(reachable(document, document["paths"]))
+    for kind in ("schemas", "headers"):
+        assert {f"#/components/{kind}/{name}" for name in document["components"][kind]} <= used
+
+
+def test_examples_are_what_their_schemas_say(document: Document) -> None:
+    examples = 0
+    for operation in operations(document).values():
+        bodies = [operation.get("requestBody", {"content": {}}), *operation["responses"].values()]
+        media = [each for body in bodies for each in body["content"].values()] + operation["parameters"]
+        for each in media:
+            if "example" in each:
+                validator(document, each["schema"]).validate(each["example"])
+                examples += 1
+    assert examples >= 10
+
+
+EVENTS = {
+    APP_PATH: {"event_type": "click", "anything": [1]},
+    RETRIEVER_PATH: {"document_id": "doc_1", "interaction_type": ["view"], "position": 0},
+}
+
+
+@pytest.mark.parametrize("path", EVENTS)
+def test_a_batch_is_any_events_in_an_array_or_an_object(document: Document, path: str) -> None:
+    operation = operations(document)[f"{path}/batch"]
+    assert set(operation["requestBody"]["content"]) == {"application/json", "application/x-ndjson"}
+    batch = validator(document, json_schema(operation["requestBody"]))
+    event = EVENTS[path]
+    for body in (
+        [event],
+        [event, None, 1, {}],
+        {"events": [event], "sent_at": 1763800000123},
+        {"events": [[]], "a": 1},
+    ):
+        assert batch.is_valid(body)
+        assert batch.is_valid({"events": body} if isinstance(body, list) else body["events"])
+    for body in ([], {}, {"events": []}, {"events": event}, event, None, [event] * 1001):
+        assert not batch.is_valid(body)
+    either = validator(document, json_schema(operations(document)[f"{path}/validate"]["requestBody"]))
+    assert either.is_valid(event)
+    assert either.is_valid([event])
+    assert not either.is_valid([])
+
+
+WARNING = {"code": "event_id_invalid", "loc": ["event_id"], "message": "Not taken for the event's id"}
+DETAIL = [{"loc": ["body", 1, "position"], "msg": "Input should be a valid integer", "type": "int_type"}]
+ACCEPTED = {"event_id": "a", "durability": "spool"}
+REHEARSED = {"event_id": "a", "durability": "none", "row": {"event_id": "a"}}
+REJECTED_RESULT = {"index": 1, "status": "rejected", "detail": DETAIL}
+UNAVAILABLE_RESULT = {
+    "index": 2,
+    "status": "unavailable",
+    "error": {"message": "The spool is full", "type": "ServiceUnavailableError", "code": "spool_full"},
+}
+
+
+@pytest.mark.parametrize("path", EVENTS)
+def test_answers_that_the_gateway_gives_are_documented(document: Document, path: str) -> None:
+    paths = operations(document)
+
+    def answers(suffix: str, status: str) -> jsonschema.Draft202012Validator:
+        return validator(document, json_schema(paths[path + suffix]["responses"][status]))
+
+    for warnings in ({}, {"warnings": [WARNING]}):
+        answers("", "200").validate({"success": True, **ACCEPTED, **warnings})
+        accepted = {"index": 0, "status": "accepted", **ACCEPTED, **warnings}
+        results = [accepted, REJECTED_RESULT, UNAVAILABLE_RESULT]
+        answers("/batch", "200").validate({"success": True, "results": results, **warnings})
+        answers("/validate", "200").validate({"success": True, "dry_run": True, **REHEARSED, **warnings})
+        rehearsed = {"index": 0, "status": "accepted", **REHEARSED, **warnings}
+        answers("/validate", "200").validate(
+            {"success": True, "dry_run": True, "results": [rehearsed, REJECTED_RESULT], **warnings}
+        )
+    answers("/batch", "422").validate({"success": False, "results": [REJECTED_RESULT]})
+    answers("/batch", "422").validate({"detail": DETAIL})
+    answers("/validate", "422").validate({"success": False, "dry_run": True, "results": [REJECTED_RESULT]})
+    answers("/validate", "422").validate({"detail": DETAIL})
+    assert not answers("/batch", "200").is_valid({"success": True, "results": [{"index": 0, "status": "accepted"}]})
+    assert not answers("/batch", "200").is_valid({"success": True, "results": [REJECTED_RESULT | {"status": "lost"}]})
+    assert not answers("/validate", "200").is_valid({"success": True, **ACCEPTED})
+
+
+@pytest.mark.parametrize("path", EVENTS)
+def test_the_pixel_takes_every_field_of_its_event(document: Document, path: str) -> None:
+    operation = operations(document)[f"{path}.gif"]
+    reference = json_schema(operations(document)[path]["requestBody"])["$ref"]
+    event = resolved(document, reference)
+    fields = {name: parameter for (place, name), parameter in parameters(operation).items() if place == "query"}
+    fields.pop("event_id")
+    assert list(fields) == list(event["properties"])
+    assert {name for name, parameter in fields.items() if parameter["required"]} == set(event["required"])
+    for name, parameter in fields.items():
+        as_text = "content" in parameter
+        assert as_text == (name in ("metadata", "query_snapshot"))
+        check = jsonschema.Draft202012Validator(json_schema(parameter) if as_text else parameter["schema"])
+        is_text = check.is_valid("view")
+        assert check.is_valid(None) == (parameter["required"] is False and not is_text)
+        assert parameter["description"] == event["properties"][name]["description"]
+    answer = operation["responses"]["200"]
+    assert set(answer["content"]) == {"image/gif"}
+    assert resolved(document, answer["headers"]["Cache-Control"]["$ref"])["schema"]["const"] == "no-store"
+
+
 def test_schema_and_endpoint_agree_on_the_contracts_example(document: Document, contract: Document) -> None:
     """The schema is not merely equal: it takes and refuses what it should."""
-    validator = jsonschema.Draft202012Validator(
-        {"$ref": "#/components/schemas/InteractionRequest", "components": document["components"]}
-    )
-    assert validator.is_valid({"event_type": "click", "position": 2, "anything": [1]})
-    assert not validator.is_valid({"position": 2})
-    assert not validator.is_valid({"event_type": "click", "position": "2"})
+    event = validator(document, {"$ref": "#/components/schemas/InteractionRequest"})
+    assert event.is_valid({"event_type": "click", "position": 2, "anything": [1]})
+    assert not event.is_valid({"position": 2})
+    assert not event.is_valid({"event_type": "click", "position": "2"})
