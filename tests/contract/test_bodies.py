@@ -1,14 +1,24 @@
 """Both endpoints: hostile bodies are 422 and never reach Kafka; valid ones are stored with their values intact."""
 
 import asyncio
+import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
 
 from schemas.fields import INT64_MAX, INT64_MIN
-from tests.contract.gateway_under_test import APP_PATH, ENDPOINTS, JSON, Endpoint, RecordingOutbox, validation_errors
+from tests.contract.gateway_under_test import (
+    APP_PATH,
+    ENDPOINTS,
+    JSON,
+    Endpoint,
+    RecordingOutbox,
+    envelope,
+    validation_errors,
+)
+from tests.unit import compression_corpus
 from tests.unit.json_corpus import KEPT_VALUES, REFUSED_TEXTS, REFUSED_VALUES
 
 EACH_ENDPOINT = pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
@@ -143,3 +153,98 @@ async def test_one_bad_event_says_nothing_of_the_next(client: httpx.AsyncClient,
     statuses = [(await client.post(APP_PATH, content=body, headers=JSON)).status_code for body in bodies]
     assert statuses == [422, 200, 422, 200]
     assert [record.row["event_type"] for record in outbox.records] == ["e", "f"]
+
+
+# Encoded bodies
+
+
+async def post_encoded(client: httpx.AsyncClient, endpoint: Endpoint, coding: bytes, body: bytes) -> httpx.Response:
+    headers = endpoint.headers | {"Content-Encoding": coding.decode()}
+    return await client.post(endpoint.path, content=body, headers=headers)
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize(
+    ("coding", "encode"), compression_corpus.ENCODERS.values(), ids=compression_corpus.ENCODERS.keys()
+)
+async def test_encoded_body(
+    coding: bytes,
+    encode: Callable[[bytes], bytes],
+    endpoint: Endpoint,
+    client: httpx.AsyncClient,
+    outbox: RecordingOutbox,
+) -> None:
+    body = endpoint.body_with(b"metadata", b'{"x":"%b"}' % (b"long" * 10_000))
+    assert (await post_encoded(client, endpoint, coding, encode(body))).status_code == 200
+    assert outbox.row["metadata"] == {"x": "long" * 10_000}
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize(("coding", "body"), compression_corpus.INVALID.values(), ids=compression_corpus.INVALID.keys())
+async def test_body_that_is_not_in_its_encoding(
+    coding: bytes, body: bytes, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
+) -> None:
+    error = envelope(await post_encoded(client, endpoint, coding, body), 400, "BadRequestError")
+    assert error["code"] == "content_encoding_invalid"
+    assert error["details"]["content_encoding"] == coding.decode()
+    assert not outbox.records
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize("name", compression_corpus.BOMBS)
+async def test_bomb(name: str, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
+    coding, make, size = compression_corpus.BOMBS[name]
+    response = await post_encoded(client, endpoint, coding, make(size)[:100_000])
+    envelope(response, 413, "PayloadTooLargeError")
+    assert not outbox.records
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize("name", compression_corpus.IDLERS)
+async def test_body_that_is_encoded_nothing(
+    name: str, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
+) -> None:
+    coding, make = compression_corpus.IDLERS[name]
+    response = await post_encoded(client, endpoint, coding, make(200_000))
+    if response.status_code == 413:
+        assert envelope(response, 413, "PayloadTooLargeError")["code"] == "content_encoding_members"
+    else:
+        validation_errors(response)
+    assert not outbox.records
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize("coding", ["compress", "gzip, gzip", "br, zstd", "x", "aws-chunked"])
+async def test_encoding_that_is_not_supported(
+    coding: str, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
+) -> None:
+    response = await post_encoded(client, endpoint, coding.encode(), endpoint.body)
+    error = envelope(response, 415, "UnsupportedMediaTypeError")
+    assert error["code"] == "content_encoding_unsupported"
+    assert response.headers["accept-encoding"] == "gzip, deflate, br, zstd"
+    assert not outbox.records
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize("text", [b"", b"[", b"\x00", b"\xff", gzip.compress(b"{}")], ids=repr)
+async def test_encoded_text_that_is_no_event(
+    text: bytes, endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
+) -> None:
+    for coding, encode in compression_corpus.ENCODERS.values():
+        validation_errors(await post_encoded(client, endpoint, coding, encode(text)))
+    assert not outbox.records
+
+
+@EACH_ENDPOINT
+async def test_encoded_body_in_many_pieces(
+    endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox
+) -> None:
+    async def byte_by_byte() -> AsyncIterator[bytes]:
+        for byte in gzip.compress(endpoint.body):
+            yield bytes([byte])
+            await asyncio.sleep(0)
+
+    headers = endpoint.headers | {"Content-Encoding": "gzip"}
+    response = await client.post(endpoint.path, content=byte_by_byte(), headers=headers)
+    assert response.status_code == 200
+    assert outbox.row["event_id"] == response.json()["event_id"]
