@@ -32,7 +32,7 @@ def _table(settings: type[ProcessSettings]) -> str:
 def _text(default: object) -> str:
     if isinstance(default, SecretStr):
         default = default.get_secret_value()
-    return "" if default is None else f"`{default}`"
+    return "" if default in (None, ()) else f"`{default}`"
 
 
 def rendered(readme: str) -> str:

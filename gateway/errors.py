@@ -1,7 +1,7 @@
 """Errors carry their own answer: status, type, code, headers. Everything a caller can be told is here.
 
     GatewayError
-    ├── BadRequest 400            not HTTP; Connection: close
+    ├── BadRequest 400            not HTTP (Connection: close), or not what its Content-Encoding says
     ├── InvalidEvent 422          the contract's `HTTPValidationError`
     ├── Unauthorized 401          WWW-Authenticate: Bearer
     ├── Forbidden 403
@@ -9,7 +9,9 @@
     ├── MethodNotAllowed 405      Allow
     ├── RequestTimeout 408        Connection: close
     ├── PayloadTooLarge 413       Connection: close
+    ├── BatchTooLong 413
     ├── UnsupportedMediaType 415
+    ├── TooManyRequests 429       Retry-After, RateLimit-…
     ├── HeadTooLarge 431          Connection: close
     ├── InternalError 500
     └── Unavailable 503           Retry-After
@@ -47,13 +49,17 @@ class GatewayError(Exception):
         self.details = details
         self.headers = tuple(headers)
 
-    def body(self) -> bytes:
+    def payload(self) -> dict[str, Any]:
+        """The envelope's `error`."""
         error: dict[str, Any] = {"message": self.message, "type": self.type}
         if self.code is not None:
             error["code"] = self.code
         if self.details is not None:
             error["details"] = self.details
-        return orjson.dumps({"success": False, "status": self.status, "error": error})
+        return error
+
+    def body(self) -> bytes:
+        return orjson.dumps({"success": False, "status": self.status, "error": self.payload()})
 
     async def respond(self, send: Send) -> None:
         await respond(send, self.status, self.body(), self.headers)
@@ -74,7 +80,7 @@ class InvalidEvent(GatewayError):
 
 
 class BadRequest(GatewayError):
-    """Not HTTP at all: answered by the server, before there is a request."""
+    """Not HTTP at all: answered by the server, before there is a request. Or not in the coding that it names."""
 
     status = 400
     type = "BadRequestError"
@@ -133,17 +139,48 @@ class PayloadTooLarge(GatewayError):
     status = 413
     type = "PayloadTooLargeError"
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, message: str | None = None, *, code: str | None = None) -> None:
         super().__init__(
-            f"The body is larger than {bytes_max} bytes",
+            message or f"The body is larger than {bytes_max} bytes",
+            code=code,
             details={"bytes_max": bytes_max},
             headers=[(b"connection", b"close")],
+        )
+
+
+class BatchTooLong(GatewayError):
+    status = 413
+    type = "PayloadTooLargeError"
+
+    def __init__(self, events_max: int) -> None:
+        super().__init__(
+            f"The batch has more than {events_max} events", code="too_many_events", details={"events_max": events_max}
         )
 
 
 class UnsupportedMediaType(GatewayError):
     status = 415
     type = "UnsupportedMediaTypeError"
+
+
+class TooManyRequests(GatewayError):
+    """A quota has no room for the events; none of them was taken or counted."""
+
+    status = 429
+    type = "TooManyRequestsError"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        details: dict[str, Any],
+        retry_after_s: int,
+        headers: Sequence[Header] = (),
+    ) -> None:
+        super().__init__(
+            message, code=code, details=details, headers=[(b"retry-after", b"%d" % retry_after_s), *headers]
+        )
 
 
 class InternalError(GatewayError):

@@ -10,9 +10,10 @@ import hmac
 import math
 import secrets
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -35,19 +36,14 @@ class Quota(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    events_per_second: Annotated[float, Field(gt=0, le=1_000_000)]
-    burst: Annotated[int, Field(ge=1, le=10_000_000)] = 0
+    events_per_second: Annotated[float, Field(ge=0.001, le=1_000_000, allow_inf_nan=False)]
+    burst: Annotated[int, Field(ge=1, le=10_000_000)] = 1
 
-    @model_validator(mode="before")
-    @classmethod
-    def _burst_is_a_second(cls, fields: Any) -> Any:
-        if (
-            isinstance(fields, dict)
-            and "burst" not in fields
-            and isinstance(fields.get("events_per_second"), int | float)
-        ):
-            return {**fields, "burst": max(1, math.ceil(fields["events_per_second"]))}
-        return fields
+    @model_validator(mode="after")
+    def _burst_is_a_second(self) -> Self:
+        if "burst" not in self.model_fields_set:
+            object.__setattr__(self, "burst", math.ceil(self.events_per_second))
+        return self
 
 
 class Privacy(BaseModel):
@@ -153,9 +149,11 @@ def new_key(prefix: str) -> str:
 class RegistryFile:
     """`current` is the newest version of the file that was a registry."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises RegistryError if the file is no registry now: there is no older one to fall back on."""
+    def __init__(self, path: Path, *, check: Callable[[Registry], None] = lambda _: None) -> None:
+        """Raises RegistryError if the file is no registry now: there is no older one to fall back on. `check` raises
+        it for one that this process cannot keep to."""
         self._path = path
+        self._check = check
         self._seen = self._fingerprint()
         self.current = self._read()
 
@@ -191,7 +189,9 @@ class RegistryFile:
             raise RegistryError(f"cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise RegistryError("cannot be read: it is not UTF-8") from None
-        return Registry.parse(text)
+        registry = Registry.parse(text)
+        self._check(registry)
+        return registry
 
     def _fingerprint(self) -> Any:
         """Changes when the file does, also when it is replaced by one of the same size (a mounted config map)."""

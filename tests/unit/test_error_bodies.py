@@ -8,6 +8,7 @@ import pytest
 
 from gateway.asgi import Message
 from gateway.errors import (
+    BatchTooLong,
     BadRequest,
     Forbidden,
     GatewayError,
@@ -18,6 +19,7 @@ from gateway.errors import (
     NotFound,
     PayloadTooLarge,
     RequestTimeout,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
@@ -34,8 +36,15 @@ ERRORS: list[tuple[GatewayError, int, str, dict[bytes, bytes]]] = [
     (MethodNotAllowed("POST"), 405, "MethodNotAllowedError", {b"allow": b"POST"}),
     (RequestTimeout("Too slow"), 408, "RequestTimeoutError", {b"connection": b"close"}),
     (PayloadTooLarge(1024), 413, "PayloadTooLargeError", {b"connection": b"close"}),
+    (BatchTooLong(1_000), 413, "PayloadTooLargeError", {}),
     (UnsupportedMediaType("Not JSON", code="c"), 415, "UnsupportedMediaTypeError", {}),
     (HeadTooLarge(1024), 431, "RequestHeaderFieldsTooLargeError", {}),
+    (
+        TooManyRequests("Slow", code="c", details={}, retry_after_s=7),
+        429,
+        "TooManyRequestsError",
+        {b"retry-after": b"7"},
+    ),
     (InternalError(), 500, "InternalServerError", {}),
     (Unavailable("Later", code="c", retry_after_s=7), 503, "ServiceUnavailableError", {b"retry-after": b"7"}),
 ]

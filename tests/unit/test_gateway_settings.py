@@ -1,5 +1,6 @@
 """gateway.settings: a bad value stops the start with one line that names the variable, and never shows the value."""
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def test_every_setting_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         "workers": 2,
         "registry_file": Path("/etc/r.toml"),
         "event_bytes_max": 2048,
+        "request_bytes_max": 4096,
+        "request_events_max": 7,
         "batch_bytes_max": 20_000,
         "pending_bytes_max": 2_000_000,
         "publish_deadline_ms": 10,
@@ -48,9 +51,18 @@ def test_every_setting_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     settings = load(
         monkeypatch,
-        {f"GATEWAY_{n.upper()}": str(v) for n, v in values.items()} | {"GATEWAY_KAFKA_SASL_PASSWORD": SECRET},
+        {f"GATEWAY_{n.upper()}": str(v) for n, v in values.items()}
+        | {
+            "GATEWAY_KAFKA_SASL_PASSWORD": SECRET,
+            "GATEWAY_PRIVACY_HMAC_KEY": SECRET * 2,
+            "GATEWAY_TRUSTED_PROXIES": "10.0.0.0/8, ::1",
+        },
     )
-    assert settings.model_dump(exclude={"kafka_sasl_password"}) == values
+    others = {"kafka_sasl_password", "privacy_hmac_key", "trusted_proxies"}
+    assert settings.model_dump(exclude=others) == values
+    assert settings.trusted_proxies == (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+    assert settings.privacy_hmac_key is not None
+    assert settings.privacy_hmac_key.get_secret_value() == SECRET * 2
     assert settings.kafka_sasl_password is not None
     assert settings.kafka_sasl_password.get_secret_value() == SECRET
 
