@@ -7,10 +7,10 @@ import tempfile
 
 import uvicorn
 
-from gateway.app import create_app
+from gateway.app import create_app, registry_file
 from gateway.asgi import ASGIApp
 from gateway.metrics import MULTIPROCESS_DIR
-from gateway.registry import RegistryError, RegistryFile, key_digest, new_key
+from gateway.registry import RegistryError, key_digest, new_key
 from gateway.server import HttpProtocol
 from gateway.settings import GatewaySettings
 from schemas import kafka, logs
@@ -38,7 +38,7 @@ def serve(settings: GatewaySettings) -> None:
     """Until SIGTERM or SIGINT; exits 0 once everything in flight is answered."""
     logs.configure(settings.log_level)
     try:
-        RegistryFile(settings.registry_file)
+        registry_file(settings)
         kafka.connection(settings)
     except RegistryError as error:
         settings.refuse("registry_file", str(error))

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 import orjson
@@ -14,21 +15,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway import docs, privacy
 from gateway.asgi import ASGIApp, Receive, Scope, Send
-from gateway.endpoints import AppInteractions, Outbox, RetrieverInteractions
+from gateway.body import ByteBudget
+from gateway.callers import AppDoor, RetrieverDoor
+from gateway.client_address import ClientAddress
+from gateway.dry_run import DryRun
+from gateway.endpoints import Limits, Outbox, Preflight, Services, SingleEvent
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
+from gateway.event_batch import EventBatch
 from gateway.metrics import Metrics
 from gateway.outbox import KafkaOutbox
+from gateway.pixel import Pixel
 from gateway.publisher import KafkaPublisher
+from gateway.quotas import Quotas
 from gateway.registry import RegistryFile
 from gateway.settings import GatewaySettings
 from gateway.spool import Spool
 from schemas import kafka, probes
 from schemas.openapi import openapi_document
-from schemas.streams import STREAMS
+from schemas.streams import APP_INTERACTIONS, RETRIEVER_INTERACTIONS, STREAMS
 
 APP_PATH = "/v1/public/apps/{slug}/interactions"
 RETRIEVER_PATH = "/v1/public/retrievers/{public_name}/interactions"
+BODIES_BYTES_MAX = 33_554_432  # that arrive at once, per worker
 
 
 class RunningOutbox(Outbox, Protocol):
@@ -59,10 +69,32 @@ def create_app(settings: GatewaySettings) -> ASGIApp:
 
 def compose(settings: GatewaySettings, outbox: RunningOutbox, metrics: Metrics) -> ASGIApp:
     """The application over any outbox. Raises RegistryError if the registry file is none."""
-    registry = RegistryFile(settings.registry_file)
-    app_interactions = AppInteractions(registry, outbox, metrics, event_bytes_max=settings.event_bytes_max)
-    retriever_interactions = RetrieverInteractions(registry, outbox, metrics, event_bytes_max=settings.event_bytes_max)
-    document = orjson.dumps(openapi_document())
+    hmac_key = settings.privacy_hmac_key
+    registry = registry_file(settings)
+    services = Services(
+        outbox=outbox,
+        metrics=metrics,
+        quotas=Quotas(settings.request_events_max),
+        addresses=ClientAddress(settings.trusted_proxies),
+        budget=ByteBudget(BODIES_BYTES_MAX),
+        limits=Limits(
+            event_bytes_max=settings.event_bytes_max,
+            record_bytes_max=settings.batch_bytes_max,
+            request_bytes_max=settings.request_bytes_max,
+            request_events_max=settings.request_events_max,
+        ),
+        privacy_hmac_key=os.fsencode(hmac_key.get_secret_value()) if hmac_key is not None else None,
+    )
+    families = (
+        (APP_PATH, APP_INTERACTIONS, AppDoor(registry)),
+        (RETRIEVER_PATH, RETRIEVER_INTERACTIONS, RetrieverDoor(registry)),
+    )
+    endpoints = {
+        f"{path}{suffix}": kind(stream, door, services)
+        for path, stream, door in families
+        for suffix, kind in (("", SingleEvent), ("/batch", EventBatch), ("/validate", DryRun), (".gif", Pixel))
+    }
+    document = orjson.dumps(openapi_document(batch_events_max=settings.request_events_max))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -77,8 +109,12 @@ def compose(settings: GatewaySettings, outbox: RunningOutbox, metrics: Metrics) 
 
     rest = Starlette(
         routes=[
-            Route(APP_PATH, app_interactions, methods=["POST"]),
-            Route(RETRIEVER_PATH, retriever_interactions, methods=["POST"]),
+            *(_only(Route(path, endpoint, methods=[endpoint.method.decode()])) for path, endpoint in endpoints.items()),
+            *(
+                Route(path, Preflight(endpoint.door, endpoint.method), methods=["OPTIONS"])
+                for path, endpoint in endpoints.items()
+            ),
+            *docs.routes(),
             Route("/openapi.json", openapi),
             *probes.routes(lambda: outbox.unready_reason, metrics.render),
         ],
@@ -86,25 +122,41 @@ def compose(settings: GatewaySettings, outbox: RunningOutbox, metrics: Metrics) 
         lifespan=lifespan,
     )
     rest.router.redirect_slashes = False
-    return _shortcut(app_interactions, retriever_interactions, rest)
+    return _shortcut(endpoints, rest)
 
 
-_INTERACTIONS = re.compile(r"/v1/public/(apps|retrievers)/([^/]+)/interactions")
+def _only(route: Route) -> Route:
+    """Starlette answers HEAD as GET, but whoever only looks has not sent an event."""
+    assert route.methods is not None
+    route.methods.discard("HEAD")
+    return route
 
 
-def _shortcut(apps: ASGIApp, retrievers: ASGIApp, rest: ASGIApp) -> ASGIApp:
-    """The two hot routes without Starlette's middleware and router, which cost a quarter of such a request."""
+def registry_file(settings: GatewaySettings) -> RegistryFile:
+    """Raises RegistryError if the file is none, or asks for what the settings do not allow."""
+    has_key = settings.privacy_hmac_key is not None
+    return RegistryFile(settings.registry_file, check=lambda registry: privacy.check(registry, key_present=has_key))
+
+
+_HOT = re.compile(r"/v1/public/(apps|retrievers)/([^/]+)/interactions(|/batch)")
+
+
+def _shortcut(endpoints: Mapping[str, ASGIApp], rest: ASGIApp) -> ASGIApp:
+    """The hot routes without Starlette's middleware and router, which cost a quarter of a single event."""
+    hot = {
+        (kind, suffix): (parameter, endpoints[path + suffix])
+        for kind, parameter, path in (("apps", "slug", APP_PATH), ("retrievers", "public_name", RETRIEVER_PATH))
+        for suffix in ("", "/batch")
+    }
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            match = _INTERACTIONS.fullmatch(scope["path"])
+            match = _HOT.fullmatch(scope["path"])
             if match is not None:
-                kind, name = match.groups()
-                if kind == "apps":
-                    scope["path_params"] = {"slug": name}
-                    return await apps(scope, receive, send)
-                scope["path_params"] = {"public_name": name}
-                return await retrievers(scope, receive, send)
+                kind, name, suffix = match.groups()
+                parameter, endpoint = hot[kind, suffix]
+                scope["path_params"] = {parameter: name}
+                return await endpoint(scope, receive, send)
         return await rest(scope, receive, send)
 
     return app

@@ -1,168 +1,205 @@
-"""The two public endpoints. A handler reads as the data flows: authenticate, read, validate, publish, answer.
+"""What every public endpoint does with a request, and the endpoint for single events.
 
-Plain ASGI callables: at thousands of events a second a request object and its middleware would cost more
-than everything that is done with the event.
+A handler reads as the data flows: let the caller in, spend quota, read, check, publish, answer. Plain ASGI callables:
+at thousands of events a second a framework's request and middleware would cost more than all else that is done.
 """
 
+import contextlib
 import time
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import structlog
-from uuid_utils import uuid7
 
+from gateway import answers, bots, cors, event_ids, privacy
 from gateway.asgi import Receive, Scope, Send, respond
 from gateway.body import ByteBudget, ClientDisconnected, read_body
-from gateway.errors import (
-    Forbidden,
-    GatewayError,
-    InternalError,
-    InvalidEvent,
-    NotFound,
-    PayloadTooLarge,
-    Unauthorized,
-    Unavailable,
-)
+from gateway.callers import Caller, Door
+from gateway.client_address import ClientAddress
+from gateway.errors import GatewayError, InternalError, InvalidEvent, NotFound, PayloadTooLarge, Unavailable
+from gateway.intake import Sender, prepare
 from gateway.metrics import Metrics
 from gateway.outbox import Durability
 from gateway.publisher import PublisherRefusal
+from gateway.quotas import Limit, Quotas
 from gateway.record import Record
-from gateway.registry import RegistryFile, Retriever, key_digest, matches_any
+from gateway.requests import Request
 from gateway.spool import SpoolRefusal
-from schemas.streams import APP_INTERACTIONS, RETRIEVER_INTERACTIONS, Stream
+from schemas.search_sense import Warning
+from schemas.streams import Stream
 from schemas.validation import Invalid
 
 log = structlog.get_logger(__name__)
 
-BODIES_BYTES_MAX = 33_554_432
-ID_ECHO_CHARS_MAX = 200  # of an unknown slug or name, in the error's details
-
 
 class Outbox(Protocol):
-    """Makes a record durable and says where. Raises PublisherRefusal or SpoolRefusal: it is nowhere."""
+    """Makes records durable and says where. `publish` raises PublisherRefusal or SpoolRefusal: it is nowhere;
+    `publish_all` gives them, one result a record."""
 
     async def publish(self, record: Record) -> Durability: ...
+    async def publish_all(self, records: Sequence[Record]) -> list[Durability | PublisherRefusal | SpoolRefusal]: ...
 
 
-class InteractionEndpoint:
-    """What both endpoints share: from the request to the answer, every error turned into one."""
+@dataclass(frozen=True)
+class Limits:
+    """Of bodies and records, bytes, and of the events of a batch. A record must fit one Kafka batch."""
 
-    stream: Stream
+    event_bytes_max: int
+    record_bytes_max: int
+    request_bytes_max: int
+    request_events_max: int
 
-    def __init__(self, registry: RegistryFile, outbox: Outbox, metrics: Metrics, *, event_bytes_max: int) -> None:
-        self._registry = registry
-        self._outbox = outbox
-        self._metrics = metrics
-        self._received = metrics.received.labels(self.stream.name)
-        self._event_bytes_max = event_bytes_max
-        self._budget = ByteBudget(BODIES_BYTES_MAX)
+
+@dataclass(frozen=True)
+class Services:
+    """What the endpoints of a worker share."""
+
+    outbox: Outbox
+    metrics: Metrics
+    quotas: Quotas
+    addresses: ClientAddress
+    budget: ByteBudget
+    limits: Limits
+    privacy_hmac_key: bytes | None
+
+
+class Endpoint:
+    """From the request to the answer: every error becomes one, and a preflight gets its own."""
+
+    method: ClassVar[bytes] = b"POST"
+
+    def __init__(self, stream: Stream, door: Door, services: Services) -> None:
+        self.stream = stream
+        self.services = services
+        self.door = door
+        self._received = services.metrics.received.labels(stream.name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._received.inc()
+        request = Request(scope, time.time_ns() // 1_000_000)
         try:
-            answer = await self._track(scope, receive, time.time_ns() // 1_000_000)
+            status, answer = await self._answer(request, receive)
         except GatewayError as error:
-            await self._refuse(error, send)
+            await self._refuse(request, error, send)
         except Invalid as invalid:
-            await self._refuse(InvalidEvent(invalid.detail), send)
+            await self._refuse(request, InvalidEvent(invalid.detail), send)
         except ClientDisconnected:
-            self._metrics.refused.labels(self.stream.name, "", "ClientDisconnected").inc()
+            self.refused(request, "", "ClientDisconnected")
         except Exception:
             log.exception("unforeseen error", stream=self.stream.name)
-            await self._refuse(InternalError(), send)
+            await self._refuse(request, InternalError(), send)
         else:
-            await respond(send, 200, answer)
+            await self.respond(request, status, answer, send)
 
-    async def _track(self, scope: Scope, receive: Receive, received_ms: int) -> bytes:
+    async def _answer(self, request: Request, receive: Receive) -> tuple[int, bytes]:
+        """Status and body."""
         raise NotImplementedError
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        return await read_body(scope, receive, self._event_bytes_max, self._budget)
+    def received(self, request: Request, events: int) -> None:
+        """So many events have arrived: each of them is accepted or refused in the end."""
+        request.events = events
+        self._received.inc(events)
 
-    async def _publish(self, event: dict[str, Any], owner: str, received_ms: int) -> bytes:
-        """The answer, once the event is durable."""
-        event_id = str(uuid7())
-        value = self.stream.encode(event, event_id, owner, received_ms)
-        key = event_id.encode()
-        try:
-            durability = await self._outbox.publish(Record(self.stream.name, None, key, value, received_ms))
-        except PublisherRefusal as refusal:
-            if refusal.reason == "record_too_large":
-                raise PayloadTooLarge(self._event_bytes_max) from None
-            raise Unavailable(str(refusal), code=refusal.reason) from None
-        except SpoolRefusal as refusal:
-            raise Unavailable(str(refusal), code=refusal.reason) from None
-        # The ids are ours or of a safe alphabet, so the answer needs no encoder.
-        return b'{"success":true,"event_id":"%b","durability":"%b"}' % (key, durability.encode())
+    def refused(self, request: Request, status: str, type_: str) -> None:
+        """The request as a whole."""
+        if not request.events:
+            self.received(request, 1)
+        self.services.metrics.refused.labels(self.stream.name, status, type_).inc(request.events)
 
-    async def _refuse(self, error: GatewayError, send: Send) -> None:
-        self._metrics.refused.labels(self.stream.name, str(error.status), error.type).inc()
+    async def respond(self, request: Request, status: int, answer: bytes, send: Send) -> None:
+        await respond(send, status, answer, request.answer_headers)
+
+    async def _refuse(self, request: Request, error: GatewayError, send: Send) -> None:
+        self.refused(request, str(error.status), error.type)
+        error.headers += tuple(request.answer_headers)
         await error.respond(send)
 
+    def _admit(self, request: Request) -> tuple[Caller, Sequence[Limit]]:
+        """Who calls, and what quotas that is subject to. Raises NotFound, Unauthorized, Forbidden, InvalidEvent."""
+        if request.scope["query_string"]:
+            request.read_query()
+        origin = request.headers.get(b"origin")
+        if origin is not None:
+            with contextlib.suppress(NotFound):
+                request.answer_headers += cors.allow(self.door.owner(request).allowed_origins, origin)
+        caller = self.door.admit(request)
+        owner = caller.owner
+        address = None if owner.address_quota is None else self.services.addresses.of(request.scope)
+        return caller, self.door.limits(self.services.quotas, caller, address)
 
-class AppInteractions(InteractionEndpoint):
-    """POST /v1/public/apps/{slug}/interactions, no authentication."""
+    def _sender(self, request: Request, caller: Caller) -> Sender:
+        """What of the caller goes into its events."""
+        headers, policy = request.headers, caller.owner.privacy
+        user_agent = headers.get(b"user-agent")
+        kept, is_anonymous = privacy.columns(
+            policy,
+            None if policy.client_address == "drop" else self.services.addresses.of(request.scope),
+            user_agent,
+            opted_out=policy.honour_do_not_track and (headers.get(b"dnt") == b"1" or headers.get(b"sec-gpc") == b"1"),
+            key=self.services.privacy_hmac_key,
+        )
+        of_bots = bots.columns(user_agent)
+        return Sender(caller, {**of_bots, **kept} if kept else of_bots, is_anonymous)
 
-    stream = APP_INTERACTIONS
-
-    async def _track(self, scope: Scope, receive: Receive, received_ms: int) -> bytes:
-        slug = scope["path_params"]["slug"]
-        if slug not in self._registry.current.apps:
-            raise NotFound("app", slug[:ID_ECHO_CHARS_MAX])
-        event = self.stream.parse(await self._read(scope, receive))
-        return await self._publish(event, slug, received_ms)
-
-
-class RetrieverInteractions(InteractionEndpoint):
-    """POST /v1/public/retrievers/{public_name}/interactions, Bearer token and public API key."""
-
-    stream = RETRIEVER_INTERACTIONS
-
-    async def _track(self, scope: Scope, receive: Receive, received_ms: int) -> bytes:
-        name = scope["path_params"]["public_name"]
-        session_id = self._authenticate(scope, name)
-        event = self.stream.parse(await self._read(scope, receive))
-        if session_id and event.get("session_id") is None:
-            event["session_id"] = session_id
-        return await self._publish(event, name, received_ms)
-
-    def _authenticate(self, scope: Scope, name: str) -> str | None:
-        """Check both credentials; the value of X-Session-ID. Raises Unauthorized, NotFound, Forbidden."""
-        authorization = public_key = session_id = b""
-        for header, value in scope["headers"]:
-            if header == b"authorization":
-                authorization = value
-            elif header == b"x-public-api-key":
-                public_key = value
-            elif header == b"x-session-id":
-                session_id = value
-        scheme, _, token = authorization.partition(b" ")
-        token = token.strip()
-        if scheme.lower() != b"bearer" or not token:
-            raise Unauthorized("Authorization must be: Bearer <token>", code="bearer_token_missing")
-        if not public_key:
-            raise Unauthorized("X-Public-API-Key is required", code="public_api_key_missing")
-        registry = self._registry.current
-        token_digest, key_digest_ = key_digest(token), key_digest(public_key)
-        if not registry.knows_token(token_digest):
-            raise Unauthorized("The token is not known", code="bearer_token_unknown")
-        if not registry.knows_public_key(key_digest_):
-            raise Unauthorized("The public API key is not known", code="public_api_key_unknown")
-        retriever = registry.retrievers.get(name)
-        if retriever is None:
-            raise NotFound("retriever", name[:ID_ECHO_CHARS_MAX])
-        _require_access(retriever, token_digest, key_digest_)
-        return _header_text(session_id) if session_id else None
+    def warn(self, warnings: Sequence[Warning]) -> None:
+        for warning in warnings:
+            self.services.metrics.warnings.labels(self.stream.name, warning.code).inc()
 
 
-def _require_access(retriever: Retriever, token_digest: str, public_key_digest: str) -> None:
-    if not matches_any(public_key_digest, retriever.public_key_sha256):
-        raise Forbidden("The public API key belongs to another retriever", code="public_api_key_of_another")
-    if not matches_any(token_digest, retriever.token_sha256):
-        raise Forbidden("The token belongs to another retriever", code="bearer_token_of_another")
+class Preflight:
+    """OPTIONS: what a browser asks before it sends anything that a form could not."""
+
+    def __init__(self, door: Door, method: bytes) -> None:
+        self._door = door
+        self._method = method
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, 0)
+        headers = [(b"allow", self._method + b", OPTIONS")]
+        try:
+            owner = self._door.owner(request)
+            origin = request.headers.get(b"origin")
+            if origin is not None:
+                headers += cors.preflight(owner.allowed_origins, origin, self._method)
+        except GatewayError as error:
+            await error.respond(send)
+        else:
+            await send({"type": "http.response.start", "status": 204, "headers": headers})
+            await send({"type": "http.response.body"})
 
 
-def _header_text(value: bytes) -> str:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+class SingleEvent(Endpoint):
+    """POST …/interactions."""
+
+    async def _answer(self, request: Request, receive: Receive) -> tuple[int, bytes]:
+        self.received(request, 1)
+        caller, limits = self._admit(request)
+        services = self.services
+        if limits:
+            request.answer_headers += services.quotas.spend(limits, 1, time.monotonic())
+        event_id = event_ids.requested(request)
+        event = await self._event(request, receive)
+        sender = self._sender(request, caller)
+        record, warnings = prepare(self.stream, sender, event, request.received_ms, event_id)
+        durability = await self._publish(record)
+        if warnings:
+            self.warn(warnings)
+        return 200, answers.accepted(record.key, durability.encode(), warnings)
+
+    async def _event(self, request: Request, receive: Receive) -> dict[str, Any]:
+        """The checked event. Raises what `read_body` raises, and Invalid."""
+        services = self.services
+        body = await read_body(request.scope, receive, services.limits.event_bytes_max, services.budget)
+        return self.stream.parse(body)
+
+    async def _publish(self, record: Record) -> Durability:
+        """Raises PayloadTooLarge or Unavailable."""
+        limits = self.services.limits
+        if record.bytes > limits.record_bytes_max:
+            raise PayloadTooLarge(limits.event_bytes_max)
+        try:
+            return await self.services.outbox.publish(record)
+        except (PublisherRefusal, SpoolRefusal) as refusal:
+            if refusal.reason == "record_too_large":
+                raise PayloadTooLarge(limits.event_bytes_max) from None
+            raise Unavailable(str(refusal), code=refusal.reason) from None

@@ -37,6 +37,10 @@ class Metrics:
         self.refused = Counter(
             "gateway_events_refused", "Events refused", ["stream", "status", "type"], registry=registry
         )
+        # Legal but odd: what the answers' warnings said.
+        self.warnings = Counter("gateway_warnings", "Warnings given", ["stream", "code"], registry=registry)
+        # Requests to …/validate, which are in none of the other counts.
+        self.dry_runs = Counter("gateway_dry_runs", "Events and batches rehearsed", ["stream"], registry=registry)
         # Events answered with 200, by where they are durable.
         self.accepted = Counter(
             "gateway_events_accepted", "Events answered with 200", ["stream", "durability"], registry=registry

@@ -4,6 +4,7 @@ A record's key is the event id, its value one JSON object: the row as ClickHouse
 less the two Kafka coordinates, which the consumer appends to the text without parsing it.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -13,16 +14,21 @@ from pydantic import BaseModel
 
 from schemas.app_interaction import InteractionRequest
 from schemas.retriever_interaction import TrackInteractionRequest
+from schemas.search_sense import Warning, app_warnings, retriever_warnings
 from schemas.validation import dumps, loads, validate
+
+NO_CONTEXT: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Stream:
-    """`name` is the topic and the table; `owner` the column that says whose event it is."""
+    """`name` is the topic and the table; `owner` the column that says whose event it is; `warnings` tells what is odd
+    about a checked event."""
 
     name: str
     owner: str
     model: type[BaseModel]
+    warnings: Callable[[dict[str, Any]], list[Warning]]
     fields: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -32,9 +38,17 @@ class Stream:
         """The checked event in `body`. Raises `schemas.validation.Invalid`."""
         return validate(self.model, loads(body))
 
-    def encode(self, event: dict[str, Any], event_id: str, owner: str, received_ms: int) -> bytes:
-        """The record value for a checked event. Raises `Invalid` if it is nested too deep."""
-        row: dict[str, Any] = {"event_id": event_id, self.owner: owner, "received_at": iso_ms(received_ms)}
+    def encode(
+        self,
+        event: dict[str, Any],
+        event_id: str,
+        owner: str,
+        received_ms: int,
+        context: Mapping[str, Any] = NO_CONTEXT,
+    ) -> bytes:
+        """The record value for a checked event. `context` are columns that the gateway fills, not the event.
+        Raises `Invalid` if it is nested too deep."""
+        row: dict[str, Any] = {"event_id": event_id, self.owner: owner, "received_at": iso_ms(received_ms), **context}
         fields = self.fields
         if event.keys() <= fields:
             row.update(event)
@@ -44,8 +58,8 @@ class Stream:
         return dumps(row)
 
 
-APP_INTERACTIONS = Stream("app_interactions", "app", InteractionRequest)
-RETRIEVER_INTERACTIONS = Stream("retriever_interactions", "retriever", TrackInteractionRequest)
+APP_INTERACTIONS = Stream("app_interactions", "app", InteractionRequest, app_warnings)
+RETRIEVER_INTERACTIONS = Stream("retriever_interactions", "retriever", TrackInteractionRequest, retriever_warnings)
 STREAMS = (APP_INTERACTIONS, RETRIEVER_INTERACTIONS)
 
 

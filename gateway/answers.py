@@ -1,0 +1,68 @@
+"""Bodies of answers about events. Ids are ours or of a safe alphabet, so the common ones need no encoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from schemas.search_sense import Warning
+
+from schemas.validation import Detail
+
+
+def accepted(event_id: bytes, durability: bytes, warnings: Sequence[Warning]) -> bytes:
+    """Of one event."""
+    return b'{"success":true,"event_id":"%b","durability":"%b"%b}' % (event_id, durability, _warnings(warnings))
+
+
+def rehearsed(event_id: bytes, row: bytes, warnings: Sequence[Warning]) -> bytes:
+    """Of one event that would be accepted. `row` is what would be stored, as JSON."""
+    return b'{"success":true,"dry_run":true,"event_id":"%b","durability":"none","row":%b%b}' % (
+        event_id,
+        row,
+        _warnings(warnings),
+    )
+
+
+def batch(success: bool, results: Sequence[bytes], warnings: Sequence[Warning], *, dry_run: bool = False) -> bytes:
+    """Of many events: one result each, in order."""
+    return b'{"success":%b,%b"results":[%b]%b}' % (
+        b"true" if success else b"false",
+        b'"dry_run":true,' if dry_run else b"",
+        b",".join(results),
+        _warnings(warnings),
+    )
+
+
+def accepted_result(index: int, event_id: bytes, durability: bytes, warnings: Sequence[Warning]) -> bytes:
+    return b'{"index":%d,"status":"accepted","event_id":"%b","durability":"%b"%b}' % (
+        index,
+        event_id,
+        durability,
+        _warnings(warnings),
+    )
+
+
+def rehearsed_result(index: int, event_id: bytes, row: bytes, warnings: Sequence[Warning]) -> bytes:
+    return b'{"index":%d,"status":"accepted","event_id":"%b","durability":"none","row":%b%b}' % (
+        index,
+        event_id,
+        row,
+        _warnings(warnings),
+    )
+
+
+def rejected_result(index: int, detail: Sequence[Detail]) -> bytes:
+    """The event is at fault: to send it again is of no use."""
+    return orjson.dumps({"index": index, "status": "rejected", "detail": detail})
+
+
+def unavailable_result(index: int, error: dict[str, Any]) -> bytes:
+    """Nothing is wrong with the event: it is to be sent again."""
+    return orjson.dumps({"index": index, "status": "unavailable", "error": error})
+
+
+def _warnings(warnings: Sequence[Warning]) -> bytes:
+    """A further member of an object, or nothing."""
+    if not warnings:
+        return b""
+    return b',"warnings":%b' % orjson.dumps([warning._asdict() for warning in warnings])
