@@ -2,8 +2,8 @@
 
 orjson is the gate: it refuses NaN, Infinity, numbers beyond a double (1e400), lone surrogates, bytes that
 are not UTF-8, byte order marks and trailing text, and it is the fastest there is. Two things it cannot do:
-- keep an integer of more than 64 bits (it reads a float): a body with a run of 19 digits is read again by
-  the standard library, which keeps every digit;
+- keep an integer of more than 64 bits (it reads a float): a body that seems to have one is read again by the
+  standard library, which keeps every digit and reads all else alike;
 - write such an integer, or more than 254 levels of nesting: `dumps` tells the two apart.
 Of a key that comes twice the last value counts, as in every JSON reader we know of.
 """
@@ -21,8 +21,10 @@ NESTING_MAX = 254
 Detail = dict[str, Any]
 """One entry of the contract's `HTTPValidationError`: `loc`, `msg`, `type`."""
 
-_ZERO_DIGITS = bytes.maketrans(b"123456789", b"000000000")
-_LONG_DIGITS = b"0" * 19  # 2**63 has 19 digits; fewer always fit
+_NUMBERS_ALIKE = bytes.maketrans(b"123456789:[ \t\r\n", b"000000000,,,,,,")  # what may precede a number is a comma
+_LONG = b"0" * 19
+_LONG_NEGATIVE = b"-" + b"0" * 19  # -2**63 has 19 digits; fewer always fit
+_LONG_POSITIVE = b"," + b"0" * 20  # 2**64 has 20
 
 
 class Invalid(Exception):
@@ -37,11 +39,21 @@ def loads(body: bytes) -> Any:
     """JSON text to Python values. Raises `Invalid` for what is not JSON."""
     try:
         value = orjson.loads(body)
-        if _LONG_DIGITS in body.translate(_ZERO_DIGITS):
+        if has_long_integer(body):
             value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise _invalid("json_invalid", f"JSON decode error: {error}") from None
     return value
+
+
+def has_long_integer(body: bytes) -> bool:
+    """Whether JSON text may hold an integer beyond what orjson keeps: -2**63 to 2**64 - 1.
+
+    True, to be safe, for what looks like one within a string. Ids of 19 digits and nanoseconds since 1970 do not: they
+    are no reason to read a body twice.
+    """
+    text = body.translate(_NUMBERS_ALIKE)
+    return _LONG in text and (_LONG_NEGATIVE in text or _LONG_POSITIVE in text or text.startswith(_LONG_POSITIVE[1:]))
 
 
 def validate(model: type[BaseModel], value: Any) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def _retriever_event(act: _Act, session_id: str, run: str) -> Event | None:
         kind = "zero_results"
     # The contract wants a document and a position even where the whole page is meant.
     event: dict[str, Any] = {
-        "document_id": act.result.document_id if act.result else "page",
+        "document_id": act.result.document_id if act.result else "",
         "interaction_type": [kind],
         "position": act.position,
         "execution_id": f"exec_{session_id}-{act.search}",
