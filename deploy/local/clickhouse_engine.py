@@ -36,6 +36,7 @@ from deploy.local.clickhouse_errors import (
     refusal,
 )
 from deploy.local.clickhouse_sql import DEFAULT_FORMAT, Insert, Query
+from deploy.local.clickhouse_tokens import forget_lost_tokens
 
 QUERIES_MAX = 8
 WAITING_MAX = 64
@@ -182,6 +183,10 @@ class Engine:
 
     def __init__(self, data_dir: Path) -> None:
         self.address = _address(data_dir)
+        try:
+            forget_lost_tokens(data_dir)
+        except OSError as error:
+            raise _unavailable(data_dir, str(error)) from error
         with _captured_stderr() as stderr:
             try:
                 # Held open: the engine ends with its last session.
