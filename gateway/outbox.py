@@ -139,7 +139,7 @@ class KafkaOutbox:
 
     async def _durable(self, batch: Batch) -> Durability:
         """Raises SpoolRefusal."""
-        if await asyncio.shield(batch.outcome) is Outcome.DELIVERED:  # one caller's end is not the others'
+        if await batch.outcome is Outcome.DELIVERED:
             return "kafka"
         await asyncio.shield(self._rescue(batch))
         return "spool"

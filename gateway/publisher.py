@@ -60,6 +60,16 @@ class PublisherRefusal(Exception):
         self.reason = reason
 
 
+class SharedFuture(asyncio.Future[Outcome]):
+    """Awaited by many: one who is cancelled leaves it alone, and learns of it once the others have their answer.
+
+    `asyncio.shield` is for that, too, and costs each who waits more than all the rest of waiting.
+    """
+
+    def cancel(self, msg: object = None) -> bool:
+        return False
+
+
 class Batch:
     """Records of one topic that leave together; `outcome` is what their callers wait on.
 
@@ -87,7 +97,7 @@ class Batch:
         self.records: list[Record] = []
         self.bytes = 0
         self.opened_at = loop.time()
-        self.outcome: asyncio.Future[Outcome] = loop.create_future()
+        self.outcome = SharedFuture(loop=loop)
         self.final: asyncio.Future[Outcome] = loop.create_future()
         self.partition = lane.partition
         self.sent = False
