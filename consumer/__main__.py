@@ -22,6 +22,7 @@ from consumer.inserter import Inserter
 from consumer.landing import Landing
 from consumer.ledger import UnreadableIntent
 from consumer.loop import Consumer
+from consumer.lost_rows import LostRows
 from consumer.metrics import Metrics
 from consumer.migrations import MigrationError
 from consumer.recovery import Recovery
@@ -29,6 +30,7 @@ from consumer.rewind import RewindRefused
 from consumer.server import create_server
 from consumer.settings import ConsumerSettings
 from consumer.source import KafkaSource, KafkaUnavailable
+from consumer.warm_up import WarmUp
 from schemas import kafka, logs
 from schemas.streams import STREAMS
 
@@ -82,8 +84,11 @@ async def run(settings: ConsumerSettings, _: argparse.Namespace) -> int:
     source = KafkaSource(settings, [stream.name for stream in STREAMS])
     inserter = Inserter(clickhouse, metrics)
     recovery = Recovery(clickhouse, inserter, kafka.connection(settings), metrics)
-    landing = Landing(clickhouse, inserter, DeadLetters(settings), recovery, metrics)
-    consumer = Consumer(settings, source, inserter, landing, recovery, metrics)
+    lost_rows = LostRows(clickhouse, inserter, recovery, metrics)
+    window_ms = settings.dedupe_window_s * 1000
+    landing = Landing(clickhouse, inserter, DeadLetters(settings), recovery, lost_rows, window_ms, metrics)
+    warm_up = WarmUp(kafka.connection(settings), settings.dedupe_window_s)
+    consumer = Consumer(settings, source, inserter, landing, recovery, warm_up, metrics)
     server = create_server(consumer, metrics, settings.metrics_host, settings.metrics_port)
     serving = asyncio.create_task(server.serve(), name="metrics-server")
     auditing = asyncio.create_task(AuditTimer(settings, clickhouse, metrics).run(), name="audit")

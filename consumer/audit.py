@@ -4,10 +4,11 @@ Cheap where all is well, one sum a table. Memory is bounded; time is by what is 
 row and record by record (`audit_table`).
 
 What is no gap: offsets without a record (control records, compacted, deleted by retention), dead letters unless
-they were replayed, records older than the table's TTL. What is no duplicate: one event id at several offsets (a
-caller repeated it), rows of an earlier log of the same name (another event id at the same offset). The last two are
-reported as information. What is not noticed: a row that is missing where one of an earlier log, inserted less than
-an hour before this log's records were made, has its offset.
+they were replayed, records older than the table's TTL, repeats of an event that has a row elsewhere. What is no
+duplicate: one event id at several offsets (a caller repeated it later than the window for that), rows of an earlier
+log of the same name (another event id at the same offset). These are reported as information. What is not noticed: a
+row that is missing where one of an earlier log, inserted less than an hour before this log's records were made, has
+its offset; one that is missing of an event that its caller repeated, and that has a row elsewhere.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from consumer.settings import ConsumerSettings
 from consumer.source import TopicPartition
 from schemas import kafka
 from schemas.streams import STREAMS
+
+REPEAT_MS_MIN = 3_600_000  # the window may have been wider than it is now
 
 _TTL_DAYS = re.compile(r"TTL toDateTime\(received_at\) \+ toIntervalDay\((\d+)\)")
 
@@ -58,7 +61,8 @@ async def audit(
                 tp: _scope(tp, commits.get(tp), firsts.get(tp, 0), (at_least_from or {}).get(tp), *bounds[tp])
                 for tp in partitions
             }
-            table = TableAudit(clickhouse, group, reader, stream.name, expired_ms)
+            repeat_ms = max(settings.dedupe_window_s * 1000, REPEAT_MS_MIN)
+            table = TableAudit(clickhouse, group, reader, stream, expired_ms, repeat_ms)
             for tp, scope in scopes.items():
                 await table.count_lost(tp, scope, bounds[tp][0])
             await table.run({tp: scope for tp, scope in scopes.items() if scope.first < scope.end}, count_repeated)

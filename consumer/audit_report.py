@@ -11,9 +11,10 @@ from consumer.audit_table import PartitionAudit
 def table(audits: Sequence[PartitionAudit]) -> Table:
     shown = Table(title="Audit: the tables against the log")
     shown.add_column("topic")
-    for column in ("partition", "offsets", "rows", "duplicates", "gaps", "dead letters", "no record", "expired"):
+    for column in ("partition", "offsets", "rows", "duplicates", "gaps", "dead letters", "repeats dropped"):
         shown.add_column(column, justify="right")
-    shown.add_column("of an earlier log", justify="right")
+    for column in ("no record", "expired", "of an earlier log"):
+        shown.add_column(column, justify="right")
     shown.add_column("ids repeated", justify="right")
     shown.add_column("note")
     for found in audits:
@@ -24,7 +25,7 @@ def table(audits: Sequence[PartitionAudit]) -> Table:
             _count(found.rows),
             _count(found.duplicates, wrong=True),
             _count(found.gaps, wrong=True),
-            *(_count(count) for count in (found.dead_letters, found.empty, found.expired, found.earlier)),
+            *map(_count, (found.dead_letters, found.repeats_dropped, found.empty, found.expired, found.earlier)),
             "" if found.repeated is None else _count(found.repeated),
             Text(found.note),
         )
@@ -54,7 +55,13 @@ def verdict(audits: Sequence[PartitionAudit]) -> str:
     if duplicates or gaps:
         return f"WRONG: {duplicates:,} duplicate rows, {gaps:,} records without a row."
     rows, dead = sum(found.rows for found in audits), sum(found.dead_letters for found in audits)
-    return f"OK: {rows:,} records are in the tables exactly once" + (f", {dead:,} are dead letters." if dead else ".")
+    repeats = sum(found.repeats_dropped for found in audits)
+    others = [(dead, "dead letters"), (repeats, "repeats of others")]
+    return (
+        f"OK: {rows:,} records are in the tables exactly once"
+        + "".join(f", {count:,} are {what}" for count, what in others if count)
+        + "."
+    )
 
 
 def advice(audits: Sequence[PartitionAudit]) -> str:

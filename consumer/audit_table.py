@@ -6,30 +6,34 @@ Only chunks that differ are looked into, one at a time: row by row and, where ro
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
-from consumer import dead_letter_log
+from consumer import copies, dead_letter_log
 from consumer.clickhouse import ClickHouse
 from consumer.dead_letter_log import Letter
 from consumer.group import Group
 from consumer.reader import LogReader
+from consumer.repeats import DEDUPE_HEADER, MARGIN_SLOTS, REPLAY_HEADER, SLOT_MS
 from consumer.source import ConsumerRecord, TopicPartition
+from schemas.streams import Stream
 
 CHUNK_OFFSETS = 50_000
 EXAMPLES_MAX = 20
 CLOCK_MARGIN_MS = 3_600_000  # between those who make records and ClickHouse; more of it only makes us look closer
 SUM_OFFSETS = 100_000_000  # in one query, which takes seconds: each must end within insert_timeout_ms
 REPEATED_OFFSETS = 10_000_000  # of a topic, the newest: among them repeated ids are counted
+SEEK_OFFSETS = 5_000  # that cost about as much to read as to leap over
 
 
 @dataclass
 class PartitionAudit:
-    """Of offsets [first, end). `earlier` are rows of an earlier log, `repeated` event ids at several offsets
-    (among the newest), None where they were not counted; the offsets are the first few."""
+    """Of offsets [first, end). `repeats_dropped` are records without a row, of events that have one elsewhere.
+    `earlier` are rows of an earlier log, `repeated` event ids at several offsets (among the newest), None where they
+    were not counted; the offsets are the first few."""
 
     topic: str
     partition: int
@@ -39,6 +43,7 @@ class PartitionAudit:
     duplicates: int = 0
     gaps: int = 0
     dead_letters: int = 0
+    repeats_dropped: int = 0
     empty: int = 0
     expired: int = 0
     earlier: int = 0
@@ -65,13 +70,23 @@ class PartitionAudit:
 class TableAudit:
     """One table, against the log of its name."""
 
-    def __init__(self, clickhouse: ClickHouse, group: Group, reader: LogReader, topic: str, expired_ms: int) -> None:
+    def __init__(
+        self,
+        clickhouse: ClickHouse,
+        group: Group,
+        reader: LogReader,
+        stream: Stream,
+        expired_ms: int,
+        repeat_ms: int,
+    ) -> None:
         self._clickhouse = clickhouse
         self._group = group
         self._reader = reader
-        self._topic = topic
-        self._table = f"`{clickhouse.database}`.`{topic}`"
+        self._topic = stream.name
+        self._owner = stream.owner
+        self._table = f"`{clickhouse.database}`.`{stream.name}`"
         self._expired_ms = expired_ms
+        self._repeat_ms = repeat_ms + (MARGIN_SLOTS + 1) * SLOT_MS
         self._letters: dict[str, Letter] | None = None
 
     async def run(self, scopes: Mapping[TopicPartition, PartitionAudit], count_repeated: bool) -> None:
@@ -148,18 +163,25 @@ class TableAudit:
         for offset, ids in held.items():
             if offset not in suspects:
                 self._count_rows(scope, offset, ids, set(ids))
-        if not suspects:
-            return
-        async for record in self._reader.records(tp, min(suspects), max(suspects) + 1):
-            if record.offset not in suspects:
-                continue
-            suspects.discard(record.offset)
-            ids = held.get(record.offset, {})
-            wanted = event_ids(record)
-            ours = wanted & ids.keys() if wanted else set(ids)  # what names no id can only be told by its offset
-            self._count_rows(scope, record.offset, ids, ours)
-            if not ours:
-                self._count_missing(scope, record, letters.get(f"{tp.topic}:{tp.partition}:{record.offset}"))
+        missing: dict[int, copies.Sought | None] = {}
+        for run in runs(suspects):
+            async for record in self._reader.records(tp, run.start, run.stop):
+                if record.offset not in suspects:
+                    continue
+                suspects.discard(record.offset)
+                ids = held.get(record.offset, {})
+                wanted = event_ids(record)
+                ours = wanted & ids.keys() if wanted else set(ids)  # what names no id can only be told by its offset
+                self._count_rows(scope, record.offset, ids, ours)
+                letter = letters.get(f"{tp.topic}:{tp.partition}:{record.offset}")
+                if not ours and not self._is_accounted_for(scope, record, letter):
+                    missing[record.offset] = self._event(record)
+        repeats = await self._repeats([event for event in missing.values() if event])
+        for offset in missing:
+            if offset in repeats:
+                scope.repeats_dropped += 1
+            else:
+                scope.gap(offset)
         scope.empty += len(suspects)
         scope.earlier += sum(sum(held[offset].values()) for offset in suspects if offset in held)
 
@@ -172,9 +194,9 @@ class TableAudit:
             if rows > 1:
                 scope.duplicate(offset, rows - 1)
 
-    def _count_missing(
+    def _is_accounted_for(
         self, scope: PartitionAudit, record: "ConsumerRecord[bytes, bytes]", letter: Letter | None
-    ) -> None:
+    ) -> bool:
         # A letter about the record of an earlier log is none about this one.
         is_dead = (
             letter is not None
@@ -186,17 +208,33 @@ class TableAudit:
         elif self._expired_ms and received_before(record, self._expired_ms):
             scope.expired += 1
         else:
-            scope.gap(record.offset)
+            return False
+        return True
+
+    def _event(self, record: "ConsumerRecord[bytes, bytes]") -> copies.Sought | None:
+        """What to look for to tell a repeat from a gap."""
+        names = {name for name, _ in record.headers}
+        within_ms = self._repeat_ms if DEDUPE_HEADER in names else 0
+        event = copies.sought(self._topic, record.partition, record.offset, record.value or b"", within_ms)
+        return replace(event, is_marked=not names.isdisjoint({DEDUPE_HEADER, REPLAY_HEADER})) if event else None
+
+    async def _repeats(self, events: list[copies.Sought]) -> set[int]:
+        """Offsets of those that have a row elsewhere."""
+        found = await asyncio.to_thread(copies.held, self._clickhouse, self._topic, events)
+        # Each repeat may be the first copy for the next one, so the row may be of any time.
+        rest = [replace(event, within_ms=None) for event in events if event.within_ms and event not in found]
+        found |= await asyncio.to_thread(copies.held, self._clickhouse, self._topic, rest)
+        return {event.offset for event in found}
 
     async def _repeated(self, scopes: Mapping[TopicPartition, PartitionAudit]) -> dict[int, int]:
-        """Event ids at more than one offset, by partition: a caller's id always goes to the same one."""
+        """Event ids of one owner at more than one offset, by partition: a caller's id always goes to the same one."""
         recent = REPEATED_OFFSETS // len(scopes)
         within = " OR ".join(
             _within(tp, max(scope.first, scope.end - recent), scope.end) for tp, scope in scopes.items()
         )
         found = await self._query(
             "SELECT kafka_partition, count() FROM ("
-            f"SELECT kafka_partition, cityHash64(event_id) AS id FROM {self._table} WHERE {within} "
+            f"SELECT kafka_partition, cityHash64({self._owner}, event_id) AS id FROM {self._table} WHERE {within} "
             "GROUP BY kafka_partition, id HAVING min(kafka_offset) < max(kafka_offset)) GROUP BY kafka_partition"
         )
         return dict(found)
@@ -218,6 +256,20 @@ def slices(scopes: Mapping[TopicPartition, PartitionAudit], offsets_max: int) ->
         ends = {tp: min((first // CHUNK_OFFSETS) * CHUNK_OFFSETS + step, scopes[tp].end) for tp, first in todo.items()}
         yield " OR ".join(_within(tp, first, ends[tp]) for tp, first in todo.items())
         todo = {tp: end for tp, end in ends.items() if end < scopes[tp].end}
+
+
+def runs(offsets: Collection[int]) -> Iterator[range]:
+    """What to read to see all of them."""
+    first = end = -1
+    for offset in sorted(offsets):
+        if end >= 0 and offset >= end + SEEK_OFFSETS:
+            yield range(first, end)
+            end = -1
+        if end < 0:
+            first = offset
+        end = offset + 1
+    if end >= 0:
+        yield range(first, end)
 
 
 def _within(tp: TopicPartition, first: int, end: int) -> str:

@@ -61,7 +61,7 @@ class AuditTimer:
         audits = await audit(self._settings, self._clickhouse, since_ms, at_least_from=self._ends)
         self._ends = {TopicPartition(found.topic, found.partition): found.end for found in audits}
         for found in audits:
-            self._metrics.audited(found.topic, found.partition, found.duplicates, found.gaps)
+            self._metrics.audited(found.topic, found.partition, found.duplicates, found.gaps, found.repeats_dropped)
             if found.is_wrong:
                 log.error(
                     "the table differs from the log; `python -m consumer audit` tells more",

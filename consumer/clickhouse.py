@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.httpclient import HttpClient
 
 from consumer.settings import ConsumerSettings
 
@@ -91,11 +92,13 @@ class ClickHouse:
         self._client: Client | None = None
 
     def insert(self, table: str, rows: bytes, token: str) -> None:
-        """One attempt at one block. Raises RowRejected or ClickHouseUnavailable."""
+        """One attempt at one block, sent once. Raises RowRejected or ClickHouseUnavailable."""
         self._call(
             "raw_insert",
             f"`{self.database}`.`{table}`",
-            insert_block=rows,
+            # clickhouse-connect sends bytes, and nothing else, again by itself when the connection breaks. Whoever
+            # repeats an INSERT must know it: see lost_rows.
+            insert_block=memoryview(rows),
             fmt="JSONEachRow",
             settings={**ONE_BLOCK, "insert_deduplication_token": token},
         )
@@ -167,7 +170,7 @@ class ClickHouse:
     def _connect(self) -> Client:
         """Asks the server for its version and settings, so it fails while ClickHouse is away."""
         url = urlsplit(self._settings.clickhouse_url.get_secret_value())
-        return clickhouse_connect.get_client(
+        client = clickhouse_connect.get_client(
             interface=url.scheme,
             host=url.hostname or "",
             port=url.port or (8443 if url.scheme == "https" else 8123),
@@ -180,6 +183,9 @@ class ClickHouse:
             autogenerate_session_id=False,
             compress=False,
         )
+        assert isinstance(client, HttpClient), "there is no other for http and https"
+        client.http_retries = 0  # urllib3 sends again what ended with an error of TLS
+        return client
 
 
 _CODE = re.compile(r"(?:Code: |error code )(\d+)")

@@ -87,6 +87,7 @@ async def _topics(group: Group, settings: ConsumerSettings) -> AsyncIterator[Che
             *retention_faults(
                 configs[name], _number(live, "retention.ms", -1) if is_dead else RETENTION_MS_MIN, is_dead
             ),
+            *([] if is_dead else window_faults(configs[name], settings.dedupe_window_s)),
         ]
         for state, text in found:
             yield Check(f"topic {name}", state, text)
@@ -139,6 +140,15 @@ def retention_faults(configs: Configs, least_ms: int, is_dead: bool) -> Iterator
         yield "bad", f"retention.ms is {retention_ms}: an outage of ClickHouse of that length loses events"
     elif not is_dead and retention_ms < least_ms:
         yield "warn", f"retention.ms is {retention_ms / HOUR_MS:.0f} h, and no outage of ClickHouse may last longer"
+
+
+def window_faults(configs: Configs, window_s: int) -> Iterator[tuple[Any, str]]:
+    retention_ms = _number(configs, "retention.ms", -1)
+    if 0 <= retention_ms < window_s * 1000:
+        yield (
+            "warn",
+            f"retention.ms is {retention_ms}, below CONSUMER_DEDUPE_WINDOW_S: behind a restart fewer repeats are known",
+        )
 
 
 async def _commits(group: Group, reader: LogReader) -> AsyncIterator[Check]:

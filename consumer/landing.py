@@ -1,9 +1,10 @@
 """Lands a batch: its good rows in the one real INSERT, its bad ones in the dead letters first.
 
 What is a row's fault is found out, never assumed: the INSERT is refused, then dry runs tell which rows the
-table's columns cannot take. Two kinds of trouble are not a row's fault and stop the partition, loudly, until
-somebody has mended them (it is tried again every ALARM_RETRY_S): most rows being bad, and rows that the table
-refuses although each can be parsed. Columns that the table lacks stop nothing: they go to `extra`.
+table's columns cannot take. Three kinds of trouble are not a row's fault and stop the partition, loudly, until
+somebody has mended them (it is tried again every ALARM_RETRY_S): most rows being bad, rows that the table refuses
+although each can be parsed, and rows that it has lost and does not take back. Columns that the table lacks stop
+nothing: they go to `extra`.
 """
 
 import asyncio
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from consumer import poison
+from consumer import copies, poison
 from consumer.batch import Batch
 from consumer.clickhouse import ClickHouse, RowRejected
 from consumer.dead_letters import DeadLetters
 from consumer.inserter import Inserter
 from consumer.ledger import Intent
+from consumer.lost_rows import LostRows, NotPutBack
 from consumer.metrics import Metrics
 from consumer.recovery import Recovery, rest_token
 from consumer.source import KafkaUnavailable, TopicPartition
@@ -39,12 +41,12 @@ class TableTrouble(Exception):
     """The rows cannot land, and it is not the fault of single rows. Nothing of the batch has landed."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Claim:
     """The right to land one range: the open intent that names it.
 
     `prove` makes sure, just before something is sent, that the partition is still ours; it raises source.Fenced.
-    `sent_before` tells a replay, whose rows may be in the table already.
+    `sent_before` tells that the rows may be in the table already: those of a replay, or of an attempt of ours.
     """
 
     partition: TopicPartition
@@ -83,31 +85,60 @@ class Landing:
         inserter: Inserter,
         dead_letters: DeadLetters,
         recovery: Recovery,
+        lost_rows: LostRows,
+        dedupe_window_ms: int,
         metrics: Metrics,
     ) -> None:
         self._clickhouse = clickhouse
         self._inserter = inserter
         self._dead_letters = dead_letters
         self._recovery = recovery
+        self._lost_rows = lost_rows
+        self._dedupe_window_ms = dedupe_window_ms
         self._metrics = metrics
         self._breakers: dict[str, Breaker] = {}
         self.alarms: dict[TopicPartition, str] = {}
 
     async def land(self, claim: Claim, batch: Batch) -> None:
-        """Until every record of the batch is in the table or in the dead letters. Raises source.Fenced."""
+        """Until every record of the batch is in the table (itself or a copy) or in the dead letters. Raises
+        source.Fenced."""
         try:
+            found = await self._copies(claim.partition, batch)
+            batch = batch.without(found) if found else batch
             while True:
                 try:
-                    return await self._land(claim, batch)
-                except TableTrouble as trouble:
+                    await self._land(claim, batch)
+                    break
+                except (TableTrouble, NotPutBack) as trouble:
                     self._alarm(claim.partition, batch, str(trouble))
                     await asyncio.sleep(ALARM_RETRY_S)
         finally:
             self.alarms.pop(claim.partition, None)
             self._metrics.alarms.set(len(self.alarms))
+        for reason, dropped in (("window", batch.repeats), ("replay", found)):
+            if dropped:
+                self._metrics.repeats_dropped.labels(claim.partition.topic, reason).inc(len(dropped))
+
+    async def _copies(self, partition: TopicPartition, batch: Batch) -> set[int]:
+        """Offsets of suspects that the table, or the batch itself, holds a copy of.
+
+        What lies before the batch has landed, since one batch of a partition is under way at a time. With two, the
+        rows of the other one would have to be looked through like those of this one.
+        """
+        topic = partition.topic
+        events = copies.suspected(topic, partition.partition, batch, self._dedupe_window_ms)
+        if not events:
+            return set()
+        found = copies.held_by_batch(topic, batch, events)
+
+        async def attempt() -> set[copies.Sought]:
+            rest = [event for event in events if event not in found]
+            return await self._inserter.call(copies.held, self._clickhouse, topic, rest)
+
+        return {event.offset for event in found | await self._inserter.insist(topic, attempt)}
 
     async def _land(self, claim: Claim, batch: Batch) -> None:
-        """Raises TableTrouble."""
+        """Raises TableTrouble or NotPutBack."""
         table = claim.partition.topic
         bad = dict.fromkeys(batch.malformed, (0, "not a JSON object"))
         if not bad:
@@ -125,23 +156,28 @@ class Landing:
             raise TableTrouble(f"the table refuses rows that its columns can take: {error}") from error
 
     async def _insert(self, claim: Claim, offsets: Sequence[int], rows: Sequence[bytes], newest_ms: int) -> None:
-        """Until ClickHouse has acknowledged the rows. Raises RowRejected: nothing has landed."""
+        """Until ClickHouse has acknowledged the rows. Raises RowRejected (nothing has landed) or NotPutBack."""
         table = claim.partition.topic
-        sent_before = claim.sent_before
 
         async def attempt() -> None:
-            nonlocal sent_before
             await claim.prove()
+            is_repeat = claim.sent_before
             outstanding, token = rows, claim.token
-            if sent_before:
+            if is_repeat:
                 outstanding = await self._inserter.call(
                     self._recovery.outstanding, claim.partition, offsets, rows, claim.intent
                 )
                 if len(outstanding) < len(rows):
                     token = rest_token(token, outstanding)
-            sent_before = True
-            if outstanding:
-                await self._inserter.insert(table, outstanding, token)
+            claim.sent_before = True
+            try:
+                if outstanding:
+                    await self._inserter.insert(table, outstanding, token)
+            except RowRejected:
+                claim.sent_before = is_repeat
+                raise
+            if is_repeat:
+                await self._lost_rows.put_back(claim.partition, offsets, rows, claim.prove)
 
         if rows:
             await self._inserter.insist(table, attempt)

@@ -2,7 +2,8 @@
 
 A committed offset says that everything before it is in ClickHouse. Its metadata may carry an intent: ranges
 from that offset on whose INSERT was, or is about to be, sent. Whoever owns the partition next sends exactly
-those again, under the same token, before anything else. Why this is exactly once: DESIGN.md.
+those again, under the same token, before anything else. Why this is exactly once: DESIGN.md. It also says from where
+to read the log to know repeats again; metadata without that was not written by a consumer that drops them.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ import orjson
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from consumer.batch import Batch, Range
+from consumer.repeats import Checkpoint
 from consumer.source import KafkaSource, KafkaUnavailable, TopicPartition
 
 CODEC_VERSION = 1
@@ -43,18 +45,35 @@ class Intent:
     def of_old(self) -> bool:
         return self.opened_ms <= 0
 
-    def encode(self) -> str:
-        """At most METADATA_BYTES_MAX for any number of ranges that a consumer has in flight."""
+    def encode(self, remembered: Checkpoint | None = None) -> str:
+        """At most METADATA_BYTES_MAX for any number of ranges that a consumer has in flight.
+
+        Where a rewind has filled them up, `remembered` has to be found out by other means, once.
+        """
         ranges = [[range_.first, range_.end] for range_ in self.ranges]
-        return orjson.dumps({"v": CODEC_VERSION, "r": ranges, "t": self.opened_ms}).decode()
+        document: dict[str, object] = {"v": CODEC_VERSION, "r": ranges, "t": self.opened_ms}
+        if remembered is not None:
+            full = orjson.dumps({**document, "w": [remembered.offset, remembered.slot]})
+            if len(full) <= METADATA_BYTES_MAX:
+                return full.decode()
+        return orjson.dumps(document).decode()
+
+
+def encode_closed(remembered: Checkpoint | None) -> str:
+    """Metadata of a commit with nothing open: an intent of nothing, as which earlier builds read it, too."""
+    return "" if remembered is None else Intent((), 0).encode(remembered)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the ledger says of a partition: everything before `offset` has landed, `intent` may have."""
+    """What the ledger says of a partition: everything before `offset` has landed, `intent` may have.
+
+    `remembered` is where to start reading for the ids that count at `offset`; None where it does not say.
+    """
 
     offset: int
     intent: Intent | None
+    remembered: Checkpoint | None = None
 
 
 def decode(offset: int, metadata: str) -> Entry:
@@ -67,6 +86,7 @@ def decode(offset: int, metadata: str) -> Entry:
             raise UnreadableIntent(f"intent of codec version {document['v']}, this build reads {CODEC_VERSION}")
         ranges = tuple(Range(int(first), int(end)) for first, end in document["r"])
         intent = Intent(ranges, int(document["t"]))
+        remembered = Checkpoint(*map(int, document["w"])) if "w" in document else None
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableIntent(f"commit metadata is no intent: {metadata[:100]!r}") from error
     position = offset
@@ -74,7 +94,17 @@ def decode(offset: int, metadata: str) -> Entry:
         if range_.first != position or range_.end <= range_.first:
             raise UnreadableIntent(f"intent does not continue offset {offset}: {metadata[:100]!r}")
         position = range_.end
-    return Entry(offset, intent)
+    if remembered is not None and remembered.offset > offset:
+        raise UnreadableIntent(f"ids are remembered from behind offset {offset} on: {metadata[:100]!r}")
+    return Entry(offset, intent if ranges else None, remembered)
+
+
+def is_open(offset: int, metadata: str) -> bool:
+    """Whether there may be an intent: what cannot be read may be one."""
+    try:
+        return decode(offset, metadata).intent is not None
+    except UnreadableIntent:
+        return True
 
 
 class Ledger:
@@ -87,13 +117,13 @@ class Ledger:
         """Offset and metadata of each partition that has a commit; `decode` makes an Entry of them."""
         return await insistently(self._source.committed, partitions)
 
-    async def open(self, partition: TopicPartition, intent: Intent) -> None:
+    async def open(self, partition: TopicPartition, intent: Intent, remembered: Checkpoint | None) -> None:
         """Everything before the intent has landed, and its ranges are about to be inserted. Raises Fenced."""
-        await insistently(self._source.commit, partition, intent.ranges[0].first, intent.encode())
+        await insistently(self._source.commit, partition, intent.ranges[0].first, intent.encode(remembered))
 
-    async def close(self, partition: TopicPartition, offset: int) -> None:
+    async def close(self, partition: TopicPartition, offset: int, remembered: Checkpoint | None) -> None:
         """Everything before `offset` has landed, and nothing is open. Raises Fenced."""
-        await insistently(self._source.commit, partition, offset, "")
+        await insistently(self._source.commit, partition, offset, encode_closed(remembered))
 
     def token(self, partition: TopicPartition, batch: Batch, intent: Intent) -> str:
         """ClickHouse's `insert_deduplication_token` for a range: it names the range, not what was made of it.

@@ -19,8 +19,10 @@ from consumer.landing import Landing
 from consumer.metrics import Metrics
 from consumer.partition import PartitionWorker
 from consumer.recovery import Recovery
+from consumer.repeats import Window
 from consumer.settings import ConsumerSettings
 from consumer.source import Fenced, KafkaSource, KafkaUnavailable, OutOfRange, TopicPartition
+from consumer.warm_up import WarmUp
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +54,7 @@ class Consumer:
         inserter: Inserter,
         landing: Landing,
         recovery: Recovery,
+        warm_up: WarmUp,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -60,6 +63,7 @@ class Consumer:
         self._inserter = inserter
         self._landing = landing
         self._recovery = recovery
+        self._warm_up = warm_up
         self._metrics = metrics
         self._workers: dict[TopicPartition, PartitionWorker] = {}
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
@@ -89,10 +93,11 @@ class Consumer:
         """Start the source first. Ends with every worker drained or, past the deadline, cancelled."""
         while not self._stopping.is_set():
             try:
-                await self._turn()
-            except OutOfRange as error:
-                for partition in error.partitions:
-                    self._halt(partition, "Kafka does not hold the offset that comes next")
+                try:
+                    await self._turn()
+                except OutOfRange as error:
+                    for partition in error.partitions:
+                        await self._out_of_range(partition)
             except KafkaUnavailable as error:
                 log.warning("kafka poll failed, will be repeated", error=str(error))
                 with contextlib.suppress(TimeoutError):
@@ -119,6 +124,20 @@ class Consumer:
             end = self._source.highwater(partition)
             if end is not None:
                 self._metrics.lag.labels(partition.topic, partition.partition).set(max(0, end - worker.landed))
+            self._metrics.ids.labels(partition.topic, partition.partition).set(worker.ids)
+
+    async def _out_of_range(self, partition: TopicPartition) -> None:
+        """Kafka does not hold what comes next. Raises KafkaUnavailable."""
+        worker = self._workers.get(partition)
+        if worker is not None and worker.warming_up:
+            # Only ids of the past: what retention has taken of them meanwhile is lost, and no row with it.
+            begin, _ = (await self._source.bounds([partition]))[partition]
+            if self._workers.get(partition) is worker and worker.warming_up and begin <= worker.landed:
+                log.warning("kafka deletes ids before they are read back", partition=_name(partition), begin=begin)
+                worker.skip_to(begin)
+                self._source.seek(partition, begin)
+                return
+        self._halt(partition, "Kafka does not hold the offset that comes next")
 
     def _hold_back(self) -> None:
         """Pause partitions whose worker is full, and all of them while memory is."""
@@ -175,10 +194,11 @@ class Consumer:
     async def _consume(self, partition: TopicPartition, start: Start, limits: Limits) -> None:
         """From where the ledger says. Raises Fenced, UnreadableIntent, LogTruncated."""
         entry = await self._entry(partition, start)
+        window = await self._window(partition, entry, start.begin)
         worker = PartitionWorker(
-            partition, entry.offset, entry.intent, limits, self._ledger, self._landing, self._metrics
+            partition, entry.offset, entry.intent, limits, window, self._ledger, self._landing, self._metrics
         )
-        self._source.seek(partition, entry.offset)
+        self._source.seek(partition, worker.position)
         self._workers[partition] = worker
         self._failed.pop(partition, None)
         if self._stopping.is_set():
@@ -198,6 +218,14 @@ class Consumer:
         if offset < start.begin:
             raise LogTruncated(f"Kafka has deleted offsets {offset} to {start.begin - 1}, which were not yet inserted")
         return ledger.decode(offset, metadata)
+
+    async def _window(self, partition: TopicPartition, entry: ledger.Entry, begin: int) -> Window | None:
+        """Empty: feeding starts where it does. None if no repeats are to be dropped."""
+        settings = self._settings
+        if not settings.dedupe_window_s:
+            return None
+        start = await ledger.insistently(self._warm_up.start, partition, entry, begin)
+        return Window(settings.dedupe_window_s, settings.dedupe_ids_max, start)
 
     def _limits(self, partitions: int) -> Limits:
         """With many partitions each closes its batches later: ClickHouse wants few large inserts."""

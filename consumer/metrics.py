@@ -50,6 +50,29 @@ class Metrics:
         self.reconciled = Counter(
             "consumer_ranges_reconciled", "Ranges compared with the table by offset", ["topic"], registry=registry
         )
+        # Rows that ClickHouse acknowledged and did not have, when their INSERT was repeated.
+        self.rows_put_back = Counter(
+            "consumer_rows_put_back", "Rows acknowledged, lost and put back", ["topic"], registry=registry
+        )
+        # Records that are no row, because an earlier record of the same event is one. `window`: the partition's log had
+        # it lately. `replay`: a gateway's spool sent it again, and the table had it.
+        self.repeats_dropped = Counter(
+            "consumer_repeats_dropped", "Repeats that were not inserted", ["topic", "reason"], registry=registry
+        )
+        # Event ids remembered to know repeats of them, as of the last poll.
+        self.ids = Gauge("consumer_dedupe_ids", "Event ids remembered", ["topic", "partition"], registry=registry)
+        # Ids that had to go before the window's end, for want of room: repeats of them are no longer known.
+        self.ids_forgotten = Counter(
+            "consumer_dedupe_ids_forgotten", "Event ids forgotten too early", ["topic"], registry=registry
+        )
+        # Reading ids back before a partition's first row; partitions without any do not.
+        self.warm_up_s = Histogram(
+            "consumer_warm_up_seconds",
+            "Time of reading ids back for one partition",
+            ["topic"],
+            buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900),
+            registry=registry,
+        )
         # Records that no table can take, by the topic they came from.
         self.dead_letters = Counter("consumer_dead_letters", "Dead letters written", ["topic"], registry=registry)
         # Rows with a column that the table lacks; its value was kept in `extra`.
@@ -60,7 +83,8 @@ class Metrics:
         self.alarms = Gauge("consumer_alarms", "Partitions that wait for help", registry=registry)
         # Partitions that stopped for good, until the next rebalance or restart.
         self.stopped_partitions = Gauge("consumer_stopped_partitions", "Partitions that need help", registry=registry)
-        # What the last background audit found in the recent past: rows too many, and records without a row.
+        # What the last background audit found in the recent past: rows too many, and records without a row; records
+        # that need none, because they are repeats.
         self._audit_duplicates = Gauge(
             "consumer_audit_duplicates", "Rows too many", ["topic", "partition"], registry=registry
         )
@@ -70,6 +94,9 @@ class Metrics:
             ["topic", "partition"],
             registry=registry,
         )
+        self._audit_repeats = Gauge(
+            "consumer_audit_repeats", "Repeats that were not inserted", ["topic", "partition"], registry=registry
+        )
         # Unix time at which that audit ended; 0 before the first.
         self.audit_time = Gauge("consumer_audit_time", "When the last audit ended, Unix seconds", registry=registry)
 
@@ -78,9 +105,10 @@ class Metrics:
         self._batches.labels(topic).inc()
         self._insert_s.labels(topic).observe(seconds)
 
-    def audited(self, topic: str, partition: int, duplicates: int, gaps: int) -> None:
+    def audited(self, topic: str, partition: int, duplicates: int, gaps: int, repeats: int) -> None:
         self._audit_duplicates.labels(topic, partition).set(duplicates)
         self._audit_gaps.labels(topic, partition).set(gaps)
+        self._audit_repeats.labels(topic, partition).set(repeats)
 
     def landed(self, topic: str, newest_ms: int) -> None:
         self._delay_s.labels(topic).set(time.time() - newest_ms / 1000)

@@ -17,19 +17,21 @@ from consumer.batch import Batch, Filling, Limits
 from consumer.landing import Claim, Landing
 from consumer.ledger import Intent, Ledger
 from consumer.metrics import Metrics
+from consumer.repeats import Window
 from consumer.source import ConsumerRecord, TopicPartition
 
 log = structlog.get_logger(__name__)
 
 PROOF_AGE_MAX_S = 2.0  # well under any session timeout
+WARM_UP_LOG_S = 10.0  # between two lines about a warm-up that takes its time
 
 
 class PartitionWorker:
     """Feed it from the poll loop; it runs by itself until cancelled, or until `drain` and its batch has landed.
 
-    `open_intent` is what the ledger held at assignment; feeding starts at its first range. `landed` is the offset
-    before which everything is in ClickHouse. At most the rows of two batches are held: the one that is being
-    inserted and the one that fills.
+    `open_intent` is what the ledger held at assignment. Rows start at `first`, feeding where `window` starts: first
+    come the ids that are to be known again. `landed` is the offset before which everything is in ClickHouse. At most
+    the rows of two batches are held: the one that is being inserted and the one that fills.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class PartitionWorker:
         first: int,
         open_intent: Intent | None,
         limits: Limits,
+        window: Window | None,
         ledger: Ledger,
         landing: Landing,
         metrics: Metrics,
     ) -> None:
         self.partition = partition
-        self._filling = Filling(partition.partition, first, limits)
+        self._window = window
+        self._filling = Filling(partition.partition, first, limits, window)
         self._replays = list(open_intent.ranges) if open_intent else []
         self._intent = open_intent
         self._proven_at = 0.0
@@ -67,6 +71,16 @@ class PartitionWorker:
         return self._filling.bytes + self._inserting_bytes
 
     @property
+    def ids(self) -> int:
+        """Remembered, to know repeats of them."""
+        return self._window.ids if self._window else 0
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether what is fed has landed long ago, and only its ids are taken up."""
+        return self._filling.behind > 0
+
+    @property
     def replaying(self) -> bool:
         return bool(self._replays)
 
@@ -76,7 +90,10 @@ class PartitionWorker:
         return self._filling.full and self._replay_is_read()
 
     def feed(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
+        forgotten = self._window.forgotten if self._window else 0
         self._filling.add(records, time.monotonic())
+        if self._window and self._window.forgotten > forgotten:
+            self._metrics.ids_forgotten.labels(self.partition.topic).inc(self._window.forgotten - forgotten)
         self._changed.set()
 
     def skip_to(self, offset: int) -> None:
@@ -92,6 +109,7 @@ class PartitionWorker:
 
     async def run(self) -> None:
         """Raises source.Fenced when the group has moved on."""
+        await self._warm_up()
         while self._replays and not self._draining:
             await self._until(self._replay_is_read)
             if self._replay_is_read():
@@ -99,8 +117,7 @@ class PartitionWorker:
                 self._narrow_intent()
         while not self._draining:
             if self.landed != self._closed and self._filling.empty:
-                await self._ledger.close(self.partition, self.landed)
-                self._closed = self.landed
+                await self._close()
             await self._until(lambda: not self._filling.empty)
             await self._until(lambda: self._filling.full, self._filling.ready_at())
             if self._filling.empty or self._draining:
@@ -112,7 +129,36 @@ class PartitionWorker:
             await self._insert(batch, sent_before=False)
         # With a replay left undone the intent stays open as it is, for the next owner.
         if self.landed != self._closed and not self._replays:
-            await self._ledger.close(self.partition, self.landed)
+            await self._close()
+
+    async def _warm_up(self) -> None:
+        """Until the ids are known that count from the first row on."""
+        began, begun_at = self.position, time.monotonic()
+        while self.warming_up and not self._draining:
+            log.info(
+                "reading ids back, to know repeats of them",
+                topic=self.partition.topic,
+                partition=self.partition.partition,
+                position=self.position,
+                behind=self._filling.behind,
+                ids=self.ids,
+            )
+            await self._until(lambda: not self.warming_up, time.monotonic() + WARM_UP_LOG_S)
+        if began < self.landed and not self.warming_up:
+            seconds = time.monotonic() - begun_at
+            self._metrics.warm_up_s.labels(self.partition.topic).observe(seconds)
+            log.info(
+                "ids were read back",
+                topic=self.partition.topic,
+                partition=self.partition.partition,
+                offsets=self.landed - began,
+                ids=self.ids,
+                seconds=round(seconds, 3),
+            )
+
+    async def _close(self) -> None:
+        await self._ledger.close(self.partition, self.landed, self._filling.checkpoint(self.landed))
+        self._closed = self.landed
 
     def _replay_is_read(self) -> bool:
         """Whether the next range to be replayed, if there is one, has been fed to its end."""
@@ -151,7 +197,8 @@ class PartitionWorker:
         session must not send what another one has long dealt with. Raises source.Fenced."""
         assert self._intent is not None
         if time.monotonic() - self._proven_at > PROOF_AGE_MAX_S:
-            await self._ledger.open(self.partition, self._intent)
+            remembered = self._filling.checkpoint(self._intent.ranges[0].first)
+            await self._ledger.open(self.partition, self._intent, remembered)
             self._proven_at = time.monotonic()
 
     async def _until(self, condition: Callable[[], bool], deadline: float | None = None) -> None:

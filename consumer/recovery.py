@@ -47,7 +47,18 @@ class Recovery:
         those that it does not hold afterwards. Raises ClickHouseUnavailable."""
         if not intent.of_old and self.is_token_remembered(partition.topic, intent.opened_ms):
             return rows
-        return self._missing(partition, offsets, rows)
+        missing = self.missing(partition, offsets, rows)
+        log.warning(
+            "an intent outlived the deduplication window, its range was compared with the table",
+            topic=partition.topic,
+            partition=partition.partition,
+            first=offsets[0],
+            last=offsets[-1],
+            rows=len(rows),
+            missing=len(missing),
+        )
+        self._metrics.reconciled.labels(partition.topic).inc()
+        return missing
 
     def is_token_remembered(self, table: str, opened_ms: int) -> bool:
         """Whether a token first sent at `opened_ms` is surely among those that the table remembers."""
@@ -62,10 +73,11 @@ class Recovery:
         )
         return int(blocks) < window // 4
 
-    def _missing(self, partition: TopicPartition, offsets: Sequence[int], rows: Sequence[bytes]) -> list[bytes]:
-        """Those of the rows that the table does not hold.
+    def missing(self, partition: TopicPartition, offsets: Sequence[int], rows: Sequence[bytes]) -> list[bytes]:
+        """Those of the rows that the table does not hold. Raises ClickHouseUnavailable.
 
-        By coordinates and event id: the coordinates alone may be those of an earlier topic of the same name.
+        By coordinates and event id: the coordinates alone may be those of an earlier topic of the same name. A row
+        whose id we cannot read goes by them nevertheless, so that it does not land again each time it is looked for.
         """
         held = set(
             self._clickhouse.query(
@@ -74,18 +86,8 @@ class Recovery:
                 {"partition": partition.partition, "first": offsets[0], "last": offsets[-1]},
             )
         )
-        missing = [row for offset, row in zip(offsets, rows, strict=True) if (offset, _event_id(row)) not in held]
-        log.warning(
-            "an intent outlived the deduplication window, its range was compared with the table",
-            topic=partition.topic,
-            partition=partition.partition,
-            first=offsets[0],
-            last=offsets[-1],
-            rows=len(rows),
-            missing=len(missing),
-        )
-        self._metrics.reconciled.labels(partition.topic).inc()
-        return missing
+        held |= {(offset, None) for offset, _ in held}
+        return [row for offset, row in zip(offsets, rows, strict=True) if (offset, _event_id(row)) not in held]
 
     async def beginning(self, partition: TopicPartition, begin: int, end: int) -> Entry:
         """Where to start in a partition without a commit, of which Kafka holds [begin, end).
@@ -139,7 +141,7 @@ class Recovery:
 
 
 def _event_id(row: bytes) -> str | None:
-    """None for a row that cannot be read: it is in no table."""
+    """None for a row that cannot be read, or has none."""
     try:
         document = orjson.loads(row)
     except ValueError:

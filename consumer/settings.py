@@ -42,6 +42,22 @@ class ConsumerSettings(ProcessSettings):
     buffer_bytes_max: Annotated[
         int, Field(ge=1_048_576, description="rows held in memory, all partitions together; above, fetching pauses")
     ] = 134_217_728
+    dedupe_window_s: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=604_800,
+            description="how long a caller's event id is known again, at least 60; 0: no repeat is dropped at all",
+        ),
+    ] = 3_600
+    dedupe_ids_max: Annotated[
+        int,
+        Field(
+            ge=1_000,
+            le=10_000_000,
+            description="event ids remembered for that, per partition, 220 bytes each; above, the oldest go early",
+        ),
+    ] = 200_000
     retention_days: Annotated[
         int, Field(ge=0, description="rows older than this are dropped by ClickHouse; 0 keeps them; set by `migrate`")
     ] = 0
@@ -62,6 +78,13 @@ class ConsumerSettings(ProcessSettings):
         if self.batch_bytes_max > self.buffer_bytes_max:
             raise ValueError("batch_bytes_max must not exceed buffer_bytes_max: one batch must fit in memory")
         return self
+
+    @field_validator("dedupe_window_s")
+    @classmethod
+    def _window_is_a_minute_or_none(cls, seconds: int) -> int:
+        if 0 < seconds < 60:
+            raise ValueError("must be at least 60, or 0: the window is kept in minutes of the log's time")
+        return seconds
 
     @property
     def database(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from aiokafka import TopicPartition
 from rich.table import Table
 
+from consumer import ledger
 from consumer.group import Group
 from consumer.reader import LogReader
 from consumer.settings import ConsumerSettings
@@ -38,7 +39,7 @@ async def partition_statuses(settings: ConsumerSettings) -> list[PartitionStatus
 async def _status(
     reader: LogReader, tp: TopicPartition, commit: tuple[int, str] | None, begin: int, end: int
 ) -> PartitionStatus:
-    offset, metadata = commit or (None, "")
+    offset = commit[0] if commit else None
     next_offset = max(begin, offset or 0)
     lag = max(0, end - next_offset)
     return PartitionStatus(
@@ -48,7 +49,7 @@ async def _status(
         end=end,
         lag_records=lag,
         lag_s=await _age_s(reader, tp, next_offset) if lag else 0.0,
-        open_intent=bool(metadata),
+        open_intent=commit is not None and ledger.is_open(*commit),
     )
 
 

@@ -5,6 +5,7 @@ that scenarios share one pair of stores.
 """
 
 import asyncio
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ import clickhouse_connect
 import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.partitioner import murmur2
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from consumer.migrations import DEAD_LETTER_SUFFIX
@@ -39,6 +41,36 @@ ORDER BY event_type SETTINGS non_replicated_deduplication_window = 10000;
 CREATE MATERIALIZED VIEW rollup_view TO rollup AS
 SELECT event_type, count() AS events FROM app_interactions GROUP BY event_type;
 """
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One record of an event. Of a caller's id (`is_marked`) every copy lies where the id says."""
+
+    event_id: str
+    received_ms: int
+    owner: str = "demo"
+    is_marked: bool = True
+    is_replay: bool = False
+    partition: int | None = None
+
+    @property
+    def headers(self) -> list[tuple[str, bytes]]:
+        dedupe = [("dedupe", self.owner.encode())] if self.is_marked else []
+        return [*dedupe, ("replay", b"1")] if self.is_replay else dedupe
+
+    @property
+    def value(self) -> bytes:
+        return APP_INTERACTIONS.encode({"event_type": "view"}, self.event_id, self.owner, self.received_ms)
+
+    @property
+    def row(self) -> tuple[str, str, int]:
+        return self.owner, self.event_id, self.received_ms
+
+    def partition_of(self, partitions: int) -> int:
+        if self.partition is not None:
+            return self.partition
+        return int(murmur2(self.event_id.encode()) & 0x7FFFFFFF) % partitions
 
 
 @dataclass
@@ -105,6 +137,12 @@ class Arena:
         url = f"http://127.0.0.1:{consumer.env['CONSUMER_METRICS_PORT']}/readyz"
         return str(httpx.get(url, timeout=5).json().get("reason", ""))
 
+    def metric(self, consumer: Process, name: str) -> float:
+        """Over all its labels."""
+        assert consumer.env is not None
+        page = httpx.get(f"http://127.0.0.1:{consumer.env['CONSUMER_METRICS_PORT']}/metrics", timeout=5).text
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE))
+
     def command(self, *arguments: str) -> Process:
         """`python -m consumer …`, run to its end. Raises `Failure` unless it exits with 0."""
         process = self.stack.new_command(f"{self.name}-{arguments[0]}", "consumer", *arguments, env=self.env)
@@ -141,16 +179,35 @@ class Arena:
         sent = asyncio.run(self._send([("poison", self.random.choice(bad)) for _ in range(count)]))
         self.poisoned |= {f"{TOPIC}:{partition}:{offset}" for partition, offset in sent}
 
-    async def _send(self, records: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
-        """Partition and offset of each."""
+    def put(self, copies: Sequence["Copy"]) -> list[tuple[int, int]]:
+        """As a gateway would; partition and offset of each, in order."""
+        return asyncio.run(
+            self._send(
+                [(copy.event_id, copy.value) for copy in copies],
+                [
+                    {
+                        "partition": copy.partition_of(PARTITIONS),
+                        "headers": copy.headers,
+                        "timestamp_ms": copy.received_ms,
+                    }
+                    for copy in copies
+                ],
+            )
+        )
+
+    async def _send(
+        self, records: Sequence[tuple[str, bytes]], places: Sequence[dict[str, Any]] = ()
+    ) -> list[tuple[int, int]]:
+        """Partition and offset of each. `places` are aiokafka's arguments for each; by default, anywhere."""
         producer = AIOKafkaProducer(
             bootstrap_servers=self.stack.endpoints.kafka_bootstrap_servers, acks="all", enable_idempotence=True
         )
+        places = places or [{"partition": self.random.randrange(PARTITIONS)} for _ in records]
         await producer.start()
         try:
             sent = [
-                await producer.send(TOPIC, key=key.encode(), value=value, partition=self.random.randrange(PARTITIONS))
-                for key, value in records
+                await producer.send(TOPIC, key=key.encode(), value=value, **place)
+                for (key, value), place in zip(records, places, strict=True)
             ]
             return [(metadata.partition, metadata.offset) for metadata in await asyncio.gather(*sent)]
         finally:
@@ -261,6 +318,14 @@ class Arena:
                 "INSERT INTO app_interactions (event_id, app, received_at, event_type, kafka_partition, kafka_offset) "
                 f"SETTINGS async_insert = 0 VALUES ('filler{index}', 'filler', now64(3), 'filler', 99, {index})"
             )
+
+    def lose_rows(self) -> None:
+        """All but one of each block: its token stays remembered, and the views keep what they were given."""
+        block = "kafka_partition, toYYYYMM(received_at)"
+        self.execute(
+            "ALTER TABLE app_interactions DELETE WHERE (kafka_partition, kafka_offset) NOT IN (SELECT "
+            f"kafka_partition, min(kafka_offset) FROM app_interactions GROUP BY {block}) SETTINGS mutations_sync = 2"
+        )
 
     def forget_older(self) -> None:
         """Rows of records from before this arena, and what the rollup counted of them."""

@@ -14,10 +14,9 @@ from consumer.clickhouse import ClickHouse
 from consumer.dead_letters import DeadLetters
 from consumer.ledger import Ledger
 from consumer.loop import Consumer
+from consumer.lost_rows import LostRows
 
 INSERT_S = 0.02  # about the time an INSERT of these tests takes
-
-STEPS = ("after_intent", "during_insert", "after_insert", "after_close", "assigned", "revoked", "dead_letter_written")
 
 
 class Fuse:
@@ -49,6 +48,10 @@ def arm(step: str, fuse: Fuse) -> None:
         DeadLetters._copy = _async_then_die(DeadLetters._copy, fuse)  # type: ignore[method-assign]
     elif step == "after_insert":
         ClickHouse.insert = _then_die(ClickHouse.insert, fuse)  # type: ignore[method-assign]
+    elif step == "lost_rows_staged":
+        LostRows._stage = _then_die(LostRows._stage, fuse)  # type: ignore[method-assign]
+    elif step == "lost_rows_moved":
+        LostRows._move = _then_die(LostRows._move, fuse)  # type: ignore[method-assign]
     elif step == "during_insert":
         ClickHouse.insert = _die_during(ClickHouse.insert, fuse)  # type: ignore[method-assign]
     else:

@@ -1,4 +1,4 @@
-"""Stands before the real engine and, while told so, answers as an ill one does: with an error of its own."""
+"""Stands before the real engine and, while told so, answers as an ill one does: with an error of its own, or not."""
 
 import asyncio
 import re
@@ -10,11 +10,14 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
 class FaultyClickHouse:
-    """`error` is the code and text to answer with; None passes everything on."""
+    """`error` is the code and text to answer with; None passes everything on. While `keeps_answers`, what answers a
+    block with a token does not arrive: the block has landed, and the connection ends."""
 
     def __init__(self, target: int) -> None:
         self.error: tuple[int, str] | None = None
+        self.keeps_answers = False
         self.refused = 0
+        self.kept = 0
         self.port = 0
         self._target = target
         self._loop = asyncio.new_event_loop()
@@ -42,6 +45,13 @@ class FaultyClickHouse:
                 if self.error is not None:
                     self._refuse(writer, *self.error)
                     break
+                if self.keeps_answers and b"insert_deduplication_token" in head:
+                    answers.cancel()
+                    await asyncio.wait({answers})
+                    back.write(head + body)
+                    await there.readuntil(b"\r\n\r\n")
+                    self.kept += 1
+                    break
                 back.write(head + body)
         except (asyncio.IncompleteReadError, OSError):
             pass
@@ -62,3 +72,4 @@ class FaultyClickHouse:
         while data := await source.read(65_536):
             sink.write(data)
             await sink.drain()
+        sink.close()

@@ -84,6 +84,46 @@ def test_a_store_is_killed_under_load(stores: Stack, seed: int, store: str) -> N
         a.reckon()
 
 
+@pytest.mark.parametrize("step", [None, "lost_rows_staged", "lost_rows_moved"])
+def test_clickhouse_remembers_a_token_and_not_its_rows(stores: Stack, seed: int, step: str | None) -> None:
+    """What a kill between the two leaves, and a replay that the views have seen; some of it with a crash in the
+    midst of the repair. Of the first INSERT to be answered: so no intent is closed yet."""
+    boundary_ms = 1_764_547_200_000  # 2025-12-01T00:00:00Z
+    with arena(stores, seed) as a:
+        a.env["CONSUMER_GROUP_INSTANCE_ID"] = "the-one"
+        a.produce(EVENTS, [boundary_ms + (index if index % 2 else -index - 1) for index in range(EVENTS)])
+        a.crash("after_insert")
+        a.lose_rows()
+        if step is not None:
+            a.crash(step)
+        consumer = a.consumer()
+        consumer.start()
+        a.wait_landed()
+        if step != "lost_rows_moved":  # the one that died may have moved them all
+            a.wait_until(lambda: a.metric(consumer, "consumer_rows_put_back_total") > 0)
+        assert "acknowledged rows that it does not have" in a.logs(lines=1_000)
+        a.reckon()
+        assert not a.value("SELECT countIf(name LIKE '%lost%') FROM system.tables WHERE database = currentDatabase()")
+
+
+def test_answers_to_inserts_are_lost(stores: Stack, seed: int) -> None:
+    """Whether they landed is not known, so they are sent again: by us, who ask the table first, and by nobody else."""
+    proxy = FaultyClickHouse(stores.ports.clickhouse)
+    try:
+        with arena(stores, seed) as a:
+            consumer = a.consumer(CONSUMER_CLICKHOUSE_URL=f"http://127.0.0.1:{proxy.port}/{a.name}")
+            consumer.start()
+            proxy.keeps_answers = True
+            a.produce(EVENTS)
+            a.wait_until(lambda: proxy.kept >= 3)
+            proxy.keeps_answers = False
+            a.wait_landed()
+            a.wait_until(lambda: a.metric(consumer, "consumer_insert_failures_total") == proxy.kept)
+            a.reckon()
+    finally:
+        proxy.stop()
+
+
 def test_clickhouse_hangs(stores: Stack, seed: int) -> None:
     with arena(stores, seed, CONSUMER_INSERT_TIMEOUT_MS="1000") as a:
         a.consumer().start()

@@ -1,5 +1,6 @@
 """`migrate`: repeatable, in order, and nothing that was applied may change behind its back."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,11 @@ from consumer.clickhouse import ClickHouse, ClickHouseUnavailable
 from consumer.migrations import Migration, MigrationError, create_tables, migrations
 from consumer.settings import ConsumerSettings
 from deploy.local.stack import Ports, Stack
-from schemas.streams import STREAMS
+from gateway import bots, clock, privacy
+from gateway.registry import Privacy
+from schemas.streams import STREAMS, iso_ms
+
+RECEIVED_MS = 1_763_800_000_123
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,56 @@ def test_tables_take_what_the_streams_write(clickhouse: ClickHouse) -> None:
         )
         assert stream.fields <= columns.keys()
         assert "deduplication_window = 10000" in clickhouse.engine(stream.name)
+
+
+EXTREMES: list[tuple[object, object]] = [
+    ("0001-01-01T00:00:00+14:00", None),
+    ("1900-01-01T00:00:00.000Z", None),
+    ("1969-12-31T23:59:59.999Z", None),
+    (0, 1),
+    (RECEIVED_MS - 1, RECEIVED_MS),
+    (RECEIVED_MS + clock.FUTURE_MS_MAX, None),
+    (RECEIVED_MS - clock.PAST_MS_MAX, None),
+    ("2299-12-31T23:59:59.999Z", None),
+    ("9999-12-31T23:59:59.999-14:00", None),
+    (10**300, -(10**300)),
+    (None, None),
+]
+
+
+def test_context_of_events_lands_as_it_is(clickhouse: ClickHouse) -> None:
+    """Times to the millisecond from 1900 to 2299, texts of all letters, and nothing where nothing is."""
+    create_tables(clickhouse, migrations(), 0)
+    policy = Privacy(client_address="keep", user_agent="keep")
+    senders = [b"Googlebot/2.1", b"curl/8", '"\\ \u2028 é😀'.encode(), None]
+    expected, rows = [], []
+    for number, (timestamp, sent_at) in enumerate(EXTREMES):
+        times, _ = clock.times({"timestamp": timestamp, "sent_at": sent_at}, RECEIVED_MS)
+        user_agent, address = senders[number % 4], ("2001:db8::1", None)[number % 2]
+        kept, _ = privacy.columns(policy, address, user_agent, opted_out=False, key=None)
+        context = {**times, **kept, **bots.columns(user_agent)}
+        row = {"event_id": str(number), "app": "a", "retriever": "r", "document_id": "d", "position": 1, **context}
+        row |= {"received_at": iso_ms(RECEIVED_MS), "event_type": "click", "interaction_type": ["click"]}
+        rows.append(json.dumps({**row, "kafka_partition": 0, "kafka_offset": number}))
+        expected.append(
+            (
+                *(clock.milliseconds(times.get(name)) for name in ("client_timestamp", "occurred_at")),
+                *(context.get(name) for name in ("time_flag", "client_address", "user_agent")),
+                bots.is_bot(bots.reason(user_agent)),
+                context.get("bot_reason"),
+            )
+        )
+    for stream in STREAMS:
+        columns = clickhouse.columns(stream.name)
+        clickhouse.insert(
+            stream.name,
+            "\n".join(json.dumps({k: v for k, v in json.loads(row).items() if k in columns}) for row in rows).encode(),
+            token="context",
+        )
+        assert expected == clickhouse.query(
+            "SELECT toUnixTimestamp64Milli(client_timestamp), toUnixTimestamp64Milli(occurred_at), time_flag, "
+            f"client_address, user_agent, is_bot, bot_reason FROM {stream.name} ORDER BY kafka_offset"
+        )
 
 
 def test_again_is_nothing_new(clickhouse: ClickHouse) -> None:

@@ -80,7 +80,11 @@ class Shop:
 
             async def is_so() -> bool:
                 bounds, commits = await reader.bounds(partitions), await group.commits(partitions)
-                return all(end == 0 or commits.get(tp) == (end, "") for tp, (_, end) in bounds.items())
+                places = {tp: ledger.decode(*commit) for tp, commit in commits.items()}
+                return all(
+                    end == 0 or (tp in places and (places[tp].offset, places[tp].intent) == (end, None))
+                    for tp, (_, end) in bounds.items()
+                )
 
             await until(is_so)
 

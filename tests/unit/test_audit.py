@@ -8,7 +8,16 @@ import pytest
 from aiokafka import TopicPartition
 
 from consumer import audit_report
-from consumer.audit_table import CHUNK_OFFSETS, EXAMPLES_MAX, PartitionAudit, event_ids, received_before, slices
+from consumer.audit_table import (
+    CHUNK_OFFSETS,
+    EXAMPLES_MAX,
+    SEEK_OFFSETS,
+    PartitionAudit,
+    event_ids,
+    received_before,
+    runs,
+    slices,
+)
 
 
 @dataclass
@@ -22,6 +31,10 @@ def test_the_verdict_counts_all_partitions() -> None:
     wrong = PartitionAudit("t", 1, 0, 100, rows=60)
     assert audit_report.verdict([sound]) == "OK: 9 records are in the tables exactly once, 1 are dead letters."
     assert audit_report.advice([sound]) == ""
+    repeated = PartitionAudit("t", 2, 0, 10, rows=8, repeats_dropped=2)
+    assert audit_report.verdict([sound, repeated]) == (
+        "OK: 17 records are in the tables exactly once, 1 are dead letters, 2 are repeats of others."
+    )
     for offset in range(10, 50):
         wrong.gap(offset)
     wrong.duplicate(3, 2)
@@ -55,6 +68,13 @@ def test_a_ttl_takes_what_was_received_before_it() -> None:
     assert not received_before(Record(None, b'{"received_at":"2023-11-14T22:13:20.000Z"}'), limit_ms)
     assert not received_before(Record(None, b'{"received_at":17}'), limit_ms)
     assert not received_before(Record(None, None), limit_ms)
+
+
+def test_what_lies_far_apart_is_read_apart() -> None:
+    assert list(runs([])) == []
+    assert list(runs({7})) == [range(7, 8)]
+    near, far = 10 + SEEK_OFFSETS, 12 + 2 * SEEK_OFFSETS
+    assert list(runs({10, near, far, 0})) == [range(near + 1), range(far, far + 1)]
 
 
 def test_slices_cover_every_offset_once_and_cut_no_chunk() -> None:

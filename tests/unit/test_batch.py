@@ -1,6 +1,6 @@
 """Batches: ranges are contiguous, every row is in exactly one, limits close them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +15,8 @@ class Record:
     offset: int
     value: bytes | None = b'{"event_id":"x"}'
     timestamp: int = 0
+    key: bytes | None = b"x"
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 def records(*offsets: int) -> list[Record]:

@@ -3,12 +3,37 @@
 import pytest
 
 from consumer.batch import Range
-from consumer.ledger import METADATA_BYTES_MAX, Entry, Intent, UnreadableIntent, decode
+from consumer.ledger import METADATA_BYTES_MAX, Entry, Intent, UnreadableIntent, decode, encode_closed, is_open
+from consumer.repeats import Checkpoint
+
+REMEMBERED = Checkpoint(3, 29_922_140)
 
 
 def test_an_intent_is_read_back() -> None:
     intent = Intent((Range(5, 9), Range(9, 12)), 1_795_328_400_123)
     assert decode(5, intent.encode()) == Entry(5, intent)
+
+
+def test_what_is_remembered_is_read_back_with_an_intent_and_without_one() -> None:
+    intent = Intent((Range(5, 9),), 1_795_328_400_123)
+    assert decode(5, intent.encode(REMEMBERED)) == Entry(5, intent, REMEMBERED)
+    assert decode(5, encode_closed(REMEMBERED)) == Entry(5, None, REMEMBERED)
+    assert encode_closed(None) == ""
+
+
+def test_only_an_intent_is_open() -> None:
+    assert is_open(5, Intent((Range(5, 9),), 1).encode(REMEMBERED))
+    assert not is_open(5, encode_closed(REMEMBERED))
+    assert not is_open(5, "")
+    assert is_open(5, "what is this?")
+
+
+def test_an_intent_that_fills_a_commit_leaves_out_what_is_remembered() -> None:
+    ranges = tuple(Range(10**9 + n, 10**9 + n + 1) for n in range(169))
+    intent = Intent(ranges, 1_795_328_400_123)
+    metadata = intent.encode(REMEMBERED)
+    assert METADATA_BYTES_MAX - 30 < len(metadata) <= METADATA_BYTES_MAX
+    assert decode(10**9, metadata) == Entry(10**9, intent, None)
 
 
 def test_no_metadata_means_nothing_is_open() -> None:
@@ -34,6 +59,9 @@ def test_a_hundred_ranges_of_huge_offsets_fit() -> None:
         '{"v":1,"r":[[5]],"t":1}',
         '{"v":1,"r":5,"t":1}',
         '{"v":1,"r":[[5,9]]}',
+        '{"v":1,"r":[],"t":0,"w":[6,1]}',
+        '{"v":1,"r":[],"t":0,"w":[1]}',
+        '{"v":1,"r":[],"t":0,"w":7}',
     ],
 )
 def test_what_is_not_ours_is_refused(metadata: str) -> None:

@@ -12,7 +12,8 @@ from consumer import commands, doctor, ledger, moments, rewind
 from consumer.batch import Range
 from consumer.dead_letter_commands import Candidate, as_candidate, printable
 from consumer.dead_letter_log import DROPPED, OPEN, Letter, parsed, reason
-from consumer.doctor_kafka import replication_faults, retention_faults
+from consumer.doctor_kafka import replication_faults, retention_faults, window_faults
+from consumer.repeats import Checkpoint
 
 TP = TopicPartition("app_interactions", 3)
 ERROR = "Code: 41. DB::Exception: Cannot read: (while reading the value of key received_at): (CANNOT_PARSE_DATETIME)"
@@ -90,6 +91,8 @@ def test_a_rewind_goes_on_to_the_end_of_what_is_open() -> None:
     move = rewind.move_to(TP, (50, metadata), 20, 10, 100)
     assert move.intent is not None
     assert (move.intent.ranges, move.offsets, move.note) == ((Range(20, 60),), 40, "")
+    closed = ledger.encode_closed(Checkpoint(40, 1))
+    assert rewind.move_to(TP, (50, closed), 20, 10, 100).offsets == 30
     assert "oldest record" in rewind.move_to(TP, (50, ""), 10, 10, 100).note
 
 
@@ -221,6 +224,14 @@ def test_the_doctor_on_replicas(
 )
 def test_the_doctor_on_retention(configs: dict[str, str], is_dead: bool, least_ms: int, state: str | None) -> None:
     assert [found for found, _ in retention_faults(configs, least_ms, is_dead)] == ([state] if state else [])
+
+
+@pytest.mark.parametrize(
+    ("configs", "faults"),
+    [({}, 0), ({"retention.ms": "-1"}, 0), ({"retention.ms": "60000"}, 0), ({"retention.ms": "59999"}, 1)],
+)
+def test_the_doctor_on_what_is_to_be_read_back(configs: dict[str, str], faults: int) -> None:
+    assert len(list(window_faults(configs, window_s=60))) == faults
 
 
 def test_the_doctors_verdict() -> None:
