@@ -37,9 +37,7 @@ class GatewaySettings(ProcessSettings):
     request_bytes_max: Annotated[
         int, Field(ge=1024, le=67_108_864, description="largest body of a request with many events, decoded")
     ] = 5_242_880
-    request_events_max: Annotated[
-        int, Field(ge=1, le=10_000, description="most events in one request")
-    ] = 1_000
+    request_events_max: Annotated[int, Field(ge=1, le=10_000, description="most events in one request")] = 1_000
     batch_bytes_max: Annotated[
         int,
         Field(ge=16_384, description="largest record batch sent to Kafka; at most the topic's max.message.bytes"),

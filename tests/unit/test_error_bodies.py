@@ -8,8 +8,8 @@ import pytest
 
 from gateway.asgi import Message
 from gateway.errors import (
-    BatchTooLong,
     BadRequest,
+    BatchTooLong,
     Forbidden,
     GatewayError,
     HeadTooLarge,
