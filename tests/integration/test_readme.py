@@ -24,7 +24,7 @@ def run(pipeline: Pipeline, block: str) -> str:
 
 
 def test_the_app_example(pipeline: Pipeline) -> None:
-    answer = json.loads(run(pipeline, shell_block("/v1/public/apps/demo/interactions")))
+    answer = json.loads(run(pipeline, shell_block("/v1/public/apps/demo/interactions \\")))
     assert answer == {"success": True, "event_id": answer["event_id"], "durability": "kafka"}
     rows_when(pipeline, bool, f"SELECT 1 FROM app_interactions WHERE event_id = '{answer['event_id']}'")
 
@@ -33,6 +33,16 @@ def test_the_retriever_example(pipeline: Pipeline) -> None:
     answer = json.loads(run(pipeline, shell_block("/v1/public/retrievers/demo/interactions")))
     assert answer["success"] is True
     rows_when(pipeline, bool, f"SELECT 1 FROM retriever_interactions WHERE event_id = '{answer['event_id']}'")
+
+
+def test_the_batch_example_sent_again(pipeline: Pipeline) -> None:
+    """README shows the answer, too; and says that a repeat stays one row."""
+    [shown] = re.findall(r'```json\n(\{"success":true,"results".*?)```', README, re.DOTALL)
+    for _ in range(2):
+        assert json.loads(run(pipeline, shell_block("/interactions/batch"))) == json.loads(shown)
+    test_the_app_example(pipeline)
+    [row] = rows_when(pipeline, bool, "SELECT count() AS n FROM app_interactions WHERE event_id IN ('s-1', 's-2')")
+    assert row["n"] == 2
 
 
 def test_the_query_examples(pipeline: Pipeline) -> None:
