@@ -22,6 +22,7 @@ class DryRun(EventBatch):
         body = await self._read(request, receive)
         sender = self._sender(request, caller)
         if self._is_batch(request, body):
+            key = event_ids.requested(request, chars_max=event_ids.BATCH_KEY_CHARS_MAX)
             batch = self._parse(request, body)
             events = await self._prepare(request, sender, batch, key)
             results = [

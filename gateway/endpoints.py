@@ -68,6 +68,7 @@ class Endpoint:
     """From the request to the answer: every error becomes one, and a preflight gets its own."""
 
     method: ClassVar[bytes] = b"POST"
+    place: ClassVar[str] = "body"  # where the event is, as errors name it
 
     def __init__(self, stream: Stream, door: Door, services: Services) -> None:
         self.stream = stream
@@ -82,7 +83,8 @@ class Endpoint:
         except GatewayError as error:
             await self._refuse(request, error, send)
         except Invalid as invalid:
-            await self._refuse(request, InvalidEvent(invalid.detail), send)
+            detail = [{**entry, "loc": [self.place, *entry["loc"][1:]]} for entry in invalid.detail]
+            await self._refuse(request, InvalidEvent(detail), send)
         except ClientDisconnected:
             self.refused(request, "", "ClientDisconnected")
         except Exception:
@@ -116,12 +118,12 @@ class Endpoint:
 
     def _admit(self, request: Request) -> tuple[Caller, Sequence[Limit]]:
         """Who calls, and what quotas that is subject to. Raises NotFound, Unauthorized, Forbidden, InvalidEvent."""
-        if request.scope["query_string"]:
-            request.read_query()
         origin = request.headers.get(b"origin")
         if origin is not None:
             with contextlib.suppress(NotFound):
                 request.answer_headers += cors.allow(self.door.owner(request).allowed_origins, origin)
+        if request.scope["query_string"]:
+            request.read_query()
         caller = self.door.admit(request)
         owner = caller.owner
         address = None if owner.address_quota is None else self.services.addresses.of(request.scope)

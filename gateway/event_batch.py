@@ -12,7 +12,7 @@ from gateway import answers, event_ids
 from gateway.asgi import Receive
 from gateway.body import is_ndjson, read_body
 from gateway.endpoints import Endpoint
-from gateway.errors import BatchTooLong, Unavailable
+from gateway.errors import BatchTooLong, GatewayError, Unavailable
 from gateway.intake import Prepared, Sender, prepare
 from gateway.publisher import PublisherRefusal
 from gateway.requests import Request
@@ -32,7 +32,12 @@ class EventBatch(Endpoint):
         quotas = self.services.quotas
         quotas.admit(limits, time.monotonic())
         key = event_ids.requested(request, chars_max=event_ids.BATCH_KEY_CHARS_MAX)
-        batch = self._parse(request, await self._read(request, receive))
+        try:
+            batch = self._parse(request, await self._read(request, receive))
+        except (GatewayError, Invalid):
+            if limits:  # it made us read all of it: whoever sends nothing else must come to an end
+                quotas.spend(limits, 1, time.monotonic())
+            raise
         self.received(request, len(batch.events))
         if limits:
             request.answer_headers += quotas.spend(limits, len(batch.events), time.monotonic())

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from schemas.search_sense import Warning
 from uuid_utils import uuid7
 
 from gateway import clock, event_ids
 from gateway.callers import Caller
 from gateway.record import Record
+from schemas.search_sense import Warning
 from schemas.streams import Stream
 
 _NO_ID = Warning("event_id_invalid", ("event_id",), f"Not taken for the event's id, which is {event_ids.RULE}")
@@ -48,7 +48,7 @@ def prepare(
     """
     caller, context = sender.caller, sender.context
     warnings = stream.warnings(event)
-    if event_id is None and "event_id" in event:
+    if event_id is None and event.get("event_id") is not None:
         if event_ids.is_id(event["event_id"]):
             event_id = event["event_id"]
         else:

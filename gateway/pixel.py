@@ -27,16 +27,14 @@ TIMES = frozenset({"timestamp", "sent_at"})  # text, or a number of milliseconds
 
 class Pixel(SingleEvent):
     method: ClassVar[bytes] = b"GET"
+    place: ClassVar[str] = "query"
 
     def __init__(self, stream: Stream, door: Door, services: Services) -> None:
         super().__init__(stream, door, services)
         self._kinds = _kinds(stream.model)
 
     async def _event(self, request: Request, receive: Receive) -> dict[str, Any]:
-        try:
-            return validate(self.stream.model, _fields(request.query, self._kinds))
-        except Invalid as invalid:
-            raise Invalid([{**entry, "loc": ["query", *entry["loc"][1:]]} for entry in invalid.detail]) from None
+        return validate(self.stream.model, _fields(request.query, self._kinds))
 
     async def respond(self, request: Request, status: int, answer: bytes, send: Send) -> None:
         headers = [
