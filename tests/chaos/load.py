@@ -166,13 +166,13 @@ class Load:
         try:
             async with asyncio.timeout(ANSWER_S_MAX):
                 writer.write(f"{head}\r\n\r\n".encode() + body)
-                status, answer, is_open = await _read_answer(reader)
+                status, answer, is_open = await read_answer(reader)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass
         return Attempt(marker, began_s, time.monotonic() - began_s, status, answer), is_open
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any], bool]:
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any], bool]:
     """Status, body, and whether the connection stays open."""
     status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

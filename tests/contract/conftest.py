@@ -6,13 +6,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 
-from gateway.app import compose
 from gateway.asgi import ASGIApp
-from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings
-from tests.contract.gateway_under_test import EVENT_BYTES_MAX, RecordingOutbox, write_registry
+from tests.contract.gateway_under_test import EVENT_BYTES_MAX, Clock, Gateway, RecordingOutbox, serve
 
 
 @pytest.fixture(autouse=True)
@@ -23,19 +20,27 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def outbox() -> RecordingOutbox:
-    return RecordingOutbox()
+def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    assert GatewaySettings().event_bytes_max == EVENT_BYTES_MAX  # what the tests say of the default is so
+    return serve(tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def app(tmp_path: Path, outbox: RecordingOutbox) -> ASGIApp:
-    settings = GatewaySettings(registry_file=write_registry(tmp_path))
-    assert settings.event_bytes_max == EVENT_BYTES_MAX  # what the tests say of the default is so
-    return compose(settings, outbox, Metrics(CollectorRegistry()))
+def outbox(gateway: Gateway) -> RecordingOutbox:
+    return gateway.outbox
 
 
 @pytest.fixture
-async def client(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+def app(gateway: Gateway) -> ASGIApp:
+    return gateway.app
+
+
+@pytest.fixture
+async def client(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
+    async with gateway.http() as client:
         yield client
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()

@@ -1,9 +1,11 @@
 """`python -m gateway` itself, without Kafka: what only a real server on a real socket shows."""
 
 import fcntl
+import gzip
 import hashlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -102,6 +104,15 @@ class Gateway:
     def metric(self, name: str) -> float:
         [line] = [line for line in self.http.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
         return float(line.split()[1])
+
+    def is_conserving(self, stream: str) -> bool:
+        """Whether each event that has arrived was accepted or refused; what is under way is neither."""
+        counts = {"received": 0.0, "accepted": 0.0, "refused": 0.0}
+        for line in self.http.get("/metrics").text.splitlines():
+            match = re.match(rf'gateway_events_(received|accepted|refused)_total{{.*stream="{stream}".*}} (.+)', line)
+            if match is not None:
+                counts[match[1]] += float(match[2])
+        return counts["received"] == counts["accepted"] + counts["refused"] > 0
 
     def wait_until_live(self) -> None:
         def live() -> bool:
@@ -232,6 +243,32 @@ def test_valid_event_is_on_the_disk_when_it_is_answered(endpoint: Endpoint, gate
     assert {name: row[name] for name in endpoint.event} == endpoint.event
 
 
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
+def test_batch_is_on_the_disk_when_it_is_answered(endpoint: Endpoint, gateway: Gateway) -> None:
+    before = gateway.spooled
+    texts = [endpoint.body_with(b"n", b"%d" % number) for number in range(998)]
+    body = gzip.compress(b"[%b]" % b",".join([b"NaN", *texts, b"{}"]))
+    response = gateway.http.post(endpoint.batch, content=body, headers=endpoint.headers | {"Content-Encoding": "gzip"})
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert [result["status"] for result in results] == ["rejected", *["accepted"] * 998, "rejected"]
+    spooled = {id_: json.loads(value) for id_, value in gateway.spooled.items() if id_ not in before}
+    assert [spooled.pop(result["event_id"])["extra"]["n"] for result in results[1:-1]] == list(range(998))
+    assert not spooled
+    assert {result["durability"] for result in results[1:-1]} == {"spool"}
+
+
+def test_received_is_accepted_and_refused(gateway: Gateway) -> None:
+    """By the real outbox's own count."""
+    send = gateway.http.post
+    for body in (b'{"event_type":"e"}', b"{", b'[{"event_type":"e"},7,{"event_type":"e"}]', b"[7]", b"["):
+        for path in (APP_PATH, f"{APP_PATH}/batch", f"{APP_PATH}/validate", RETRIEVER_PATH, f"{RETRIEVER_PATH}/batch"):
+            send(path, content=body, headers=JSON)
+            send(path, content=body, headers=JSON | CREDENTIALS)
+    eventually(lambda: gateway.is_conserving("app_interactions"))
+    eventually(lambda: gateway.is_conserving("retriever_interactions"))
+
+
 def test_killed_at_any_instant_it_keeps_what_it_has_answered(others: dict[str, Gateway]) -> None:
     gateway = others["killed"]
     gateway.wait_until_live()
@@ -258,7 +295,10 @@ def test_full_spool_is_503_and_unready(others: dict[str, Gateway]) -> None:
     assert "spool" in ready.json()["reason"]
     assert "Kafka" in ready.json()["reason"]
     assert gateway.http.get("/livez").status_code == 200
+    response = gateway.http.post(f"{APP_PATH}/batch", json=[large, {}, large])  # together, or not at all
+    assert envelope(response, 503, "ServiceUnavailableError")["code"] == "spool_full"
     assert set(gateway.spooled) == answered
+    assert gateway.is_conserving("app_interactions")
 
     answered.add(accepted(gateway.http.post(APP_PATH, json={"event_type": "a small one"})))
     assert gateway.http.get("/readyz").status_code == 200
