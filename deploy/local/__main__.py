@@ -30,7 +30,7 @@ QUERY = "SELECT * FROM interactions.app_interactions ORDER BY received_at DESC L
 UP = """
 Sluice is up. Ctrl-C stops it.
 
-  Gateway      {gateway_url}    its API: {gateway_url}/openapi.json
+  Gateway      {gateway_url}    its API: {gateway_url}/docs
   Metrics      {gateway_url}/metrics and {consumer_url}/metrics
   ClickHouse   {clickhouse_url}    database interactions
   Kafka        {kafka_bootstrap_servers}

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import httpx
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
 from gateway import app as composition
@@ -208,6 +209,9 @@ def serve(
         for module in ("endpoints", "event_batch", "dry_run"):
             monkeypatch.setattr(f"gateway.{module}.time", clock)
     outbox, counters = RecordingOutbox(), CollectorRegistry()
+    # structlog's default shows the local variables of every frame, which takes a second.
+    log = structlog.wrap_logger(structlog.PrintLogger(), processors=[structlog.processors.KeyValueRenderer()])
+    monkeypatch.setattr("gateway.endpoints.log", log)
     with monkeypatch.context() as patch:
         patch.setattr(composition, "RegistryFile", registry_file)
         patch.setattr(composition, "openapi_document", DOCUMENT)  # most of the time to compose, and always the same

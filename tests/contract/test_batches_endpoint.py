@@ -5,8 +5,10 @@ import gzip
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -570,7 +572,7 @@ async def test_others_have_their_turn_while_a_batch_is_prepared(client: httpx.As
 
 # Every event that arrives is accepted or refused
 
-QUOTA = "quota = { events_per_second = 10, burst = 25 }"
+QUOTA = "quota = { events_per_second = 4, burst = 12 }"
 Message = dict[str, Any]
 
 
@@ -600,69 +602,128 @@ async def exchange(
     return sent[0]["status"] if sent else None
 
 
-good = st.sampled_from([endpoint.body for endpoint in ENDPOINTS])
-texts = st.lists(good | st.sampled_from([b"{}", b"NaN", b"7", b'{"event_type":"click","position":-1}']), max_size=12)
-bodies = st.one_of(
-    good,
-    st.builds(lambda form, texts: form.of(texts), st.sampled_from(FORMS), texts),
-    st.sampled_from([b"", b"{", b"[" * 2_000, b"\xff", b"[" + b"1," * 1_000 + b"1]", b"x" * 300_000, b"{}\n" * 1_001]),
-)
-headers = st.lists(
-    st.sampled_from(
-        [
-            *({}, CREDENTIALS, CREDENTIALS, NDJSON, {"Content-Type": "text/xml"}, {"Content-Encoding": "gzip"}),
-            *({"Idempotency-Key": "key"}, {"Idempotency-Key": "no key"}, {"Origin": "https://shop.example"}),
-            {"Authorization": "Bearer nobody", "X-Public-API-Key": "nobody"},
-        ]
-    ),
-    max_size=3,
-).map(lambda each: {name: value for some in each for name, value in some.items()})
-targets = st.tuples(
-    st.sampled_from(["POST", "POST", "POST", "GET", "HEAD", "OPTIONS", "PUT"]),
-    st.sampled_from([APP_PATH, RETRIEVER_PATH, "/v1/public/apps/nobody/interactions"]),
-    st.sampled_from(["", "/batch", "/batch", "/validate", ".gif"]),
-    st.sampled_from(
-        ["", "?event_type=e", "?event_id=a%20b", "?x=%FF", "?document_id=d&interaction_type=view&position=0"]
-    ),
-)
-moods = st.sampled_from(["well", "well", "well", "full", "every other", "broken"])
-pauses = st.sampled_from([0.0, 0.1, 9.0])
-requests = st.tuples(targets, headers, bodies, st.integers(1, 4), st.booleans(), moods, pauses)
+@dataclass
+class Sent:
+    """A request that is accepted, unless something of it is replaced."""
+
+    endpoint: Endpoint
+    route: str
+    body: bytes
+    form: Form
+    pieces: int = 1
+    leaves: bool = False
+    method: str | None = None
+    owner: str | None = None
+    query: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    fault: Exception | None = None
+    every_other: bool = False
+    pause_s: float = 0.2
+
+    async def to(self, gateway: Gateway, clock: Clock) -> int | None:
+        """The status of the answer; None if there is none."""
+        clock.pass_(self.pause_s)
+        turns = itertools.count()
+        gateway.outbox.fault = self.fault
+        gateway.outbox.place = lambda _: NOT_NOW if self.every_other and next(turns) % 2 else "kafka"
+        size = len(self.body) // self.pieces + 1
+        cuts = [self.body[start : start + size] for start in range(0, len(self.body) or 1, size)]
+        messages = [{"type": "http.request", "body": cut, "more_body": True} for cut in cuts]
+        if self.leaves:
+            messages.pop()
+        else:
+            messages[-1]["more_body"] = False
+        path = self.endpoint.path + self.route
+        if self.owner is not None:
+            path = path.replace(self.endpoint.owner, self.owner)
+        query = self.query
+        if self.route == ".gif":
+            query += f"&{urlencode(self.endpoint.event, doseq=True)}"
+        headers = {"User-Agent": BROWSER} | self.endpoint.headers | self.form.headers | self.headers
+        method = self.method or ("GET" if self.route == ".gif" else "POST")
+        return await exchange(gateway, method, f"{path}?{query}", headers, messages)
+
+
+TEXTS = [b"{}", b"NaN", b"7", b'{"event_type":"click","position":-1}']
+NO_BATCH = [b"", b"{", b"[" * 2_000, b"\xff", b"[" + b"1," * 1_000 + b"1]", b"x" * 300_000, b"{}\n" * 1_001]
+ODDITIES: list[dict[str, Any]] = [
+    *({"body": body} for body in NO_BATCH),
+    *({"leaves": True, "pieces": pieces} for pieces in (1, 2, 3)),
+    *({"method": method} for method in ("GET", "HEAD", "OPTIONS", "PUT", "POST")),
+    *({"headers": {"Authorization": authorization}} for authorization in ("", "Bearer nobody")),
+    *({"headers": {"Idempotency-Key": key}} for key in ("key", "no key")),
+    *({"headers": {"Content-Type": content_type}} for content_type in ("text/xml", "text/plain")),
+    *({"query": query} for query in ("event_id=a", "event_id=a%20b", "x=%FF", "position=x")),
+    *({"fault": fault} for fault in (FULL, NOT_NOW, RuntimeError("broken"))),
+    *({"pause_s": pause_s} for pause_s in (0.0, 60.0)),
+    {"owner": "nobody"},
+    {"headers": {"Content-Encoding": "gzip"}},
+    {"headers": {"Content-Encoding": "x"}},
+    {"every_other": True},
+]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Sent:
+    """One or two things may be odd about it."""
+    endpoint, route, form = (
+        draw(st.sampled_from(ENDPOINTS)),
+        draw(st.sampled_from(ROUTES)),
+        draw(st.sampled_from(FORMS)),
+    )
+    body = endpoint.body
+    if route == "/batch" or (route == "/validate" and draw(st.booleans())):
+        body = form.of(draw(st.lists(st.sampled_from([endpoint.body, *TEXTS]), max_size=8)))
+    else:
+        form = FORMS[0]
+    sent = Sent(endpoint, route, body, form, pieces=draw(st.integers(1, 3)))
+    for oddity in draw(st.lists(st.sampled_from(ODDITIES), max_size=2)):
+        sent = replace(sent, **oddity)
+    return sent
+
+
+ROUTES = ("", "/batch", "/validate", ".gif")
+
+
+def assert_conserved(gateway: Gateway, sent: object) -> None:
+    for stream in ("app_interactions", "retriever_interactions"):
+        accepted = sum(record.topic == stream for record in gateway.outbox.records)
+        received, refused = (gateway.count(f"gateway_events_{name}", stream=stream) for name in ("received", "refused"))
+        assert received == accepted + refused, sent
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize("route", ROUTES)
+async def test_each_oddity_is_conserved(route: str, endpoint: Endpoint, conserving: Gateway, clock: Clock) -> None:
+    statuses = set()
+    for oddity in [{}, *ODDITIES]:
+        body = FORMS[0].of([endpoint.body, b"{}", endpoint.body]) if route == "/batch" else endpoint.body
+        sent = replace(Sent(endpoint, route, body, FORMS[0], pause_s=9.0), **oddity)
+        statuses.add(await sent.to(conserving, clock))
+        assert_conserved(conserving, sent)
+    expected = {200, 204, 404, 405, 422}
+    expected |= set() if route == "/validate" else {500, 503}
+    expected |= set() if route == ".gif" else {None, 400, 413, 415}
+    expected |= {401} if endpoint.name == "retriever" else set()
+    assert statuses == expected
+    disconnected = conserving.count("gateway_events_refused", type="ClientDisconnected")
+    assert disconnected == (3 if route in ("", "/batch") else 0)
 
 
 @settings(
-    max_examples=120,
+    max_examples=100,
     derandomize=True,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(sequence=st.lists(requests, max_size=8))
-async def test_received_is_accepted_and_refused(sequence: list[Any], conserving: Gateway, clock: Clock) -> None:
+@given(sequence=st.lists(requests(), min_size=4, max_size=10))
+async def test_received_is_accepted_and_refused(sequence: list[Sent], conserving: Gateway, clock: Clock) -> None:
     """Whatever comes, in whatever order: malformed, over quota, left by its caller, half stored."""
-    gateway = conserving
-    for (method, path, suffix, query), headers, body, pieces, leaves, mood, seconds in sequence:
-        clock.pass_(seconds)
-        turns = itertools.count()
-        gateway.outbox.fault = {"full": FULL, "broken": RuntimeError("broken")}.get(mood)
-        gateway.outbox.place = lambda _, turns=turns, odd=mood == "every other": (  # type: ignore[misc]
-            NOT_NOW if odd and next(turns) % 2 else "kafka"
-        )
-        size = len(body) // pieces + 1
-        cuts = [body[start : start + size] for start in range(0, len(body) or 1, size)]
-        messages = [{"type": "http.request", "body": cut, "more_body": True} for cut in cuts]
-        if leaves:
-            messages.pop()
-        else:
-            messages[-1]["more_body"] = False
-        status = await exchange(gateway, method, path + suffix + query, {"User-Agent": BROWSER} | headers, messages)
-        assert status is not None or leaves
-        for stream in ("app_interactions", "retriever_interactions"):
-            accepted = sum(record.topic == stream for record in gateway.outbox.records)
-            received, refused = (
-                gateway.count(f"gateway_events_{name}", stream=stream) for name in ("received", "refused")
-            )
-            assert received == accepted + refused, (method, path, suffix, query, headers, body[:200], mood, status)
+    for sent in sequence:
+        status = await sent.to(conserving, clock)
+        assert (status is None) <= sent.leaves
+        assert_conserved(conserving, sent)
 
 
 @pytest.fixture
