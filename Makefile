@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.bench
 ARGS   ?=
 SEEDS  ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test chaos docs check format lock clean
+.PHONY: help up demo test chaos bench docs check format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,9 @@ test: $(STAMP) ## every test, against real Kafka and the real ClickHouse engine
 
 chaos: $(STAMP) ## break everything at random, SEEDS times, and count the rows afterwards
 	CHAOS_SEEDS=$(SEEDS) CHAOS_EVENTS=200000 CHAOS_WRITE_TABLE=1 $(BIN)/python -m pytest tests/chaos -p tests.chaos.summary --tb=short $(ARGS)
+
+bench: $(BENCH_STAMP) ## against Go, FastAPI and the engine's own limit, for an hour; SCENARIO=name runs one
+	@$(BIN)/python -m tests.bench $(SCENARIO) $(ARGS)
 
 docs: $(STAMP) ## write README's table of settings anew
 	@$(BIN)/python -m deploy.settings_table
@@ -42,9 +46,14 @@ lock: $(STAMP) ## pin all dependencies anew, with hashes
 	$(BIN)/python -m pip install --quiet uv
 	$(UV_COMPILE) -o deploy/locks/runtime.txt
 	$(UV_COMPILE) -o deploy/locks/dev.txt --extra local --extra dev -c deploy/locks/runtime.txt
+	$(UV_COMPILE) -o deploy/locks/bench.txt --extra local --extra bench -c deploy/locks/dev.txt
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --quiet --no-emit-index-url \
 	    --no-emit-find-links --custom-compile-command "make lock" -o deploy/locks/build.txt \
 	    -c deploy/locks/dev.txt deploy/locks/build.in
+
+$(BENCH_STAMP): $(STAMP) deploy/locks/bench.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on --require-hashes -r deploy/locks/bench.txt
+	@touch $@
 
 clean: ## remove the environment and the local stack's data
 	rm -rf $(VENV) .sluice

@@ -1,0 +1,1 @@
+"""How fast, against whom, on what machine: `make bench`. See README.md."""
