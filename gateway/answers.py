@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from schemas.search_sense import Warning
 
+from schemas.search_sense import Warning
 from schemas.validation import Detail
 
 
