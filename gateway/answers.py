@@ -56,9 +56,9 @@ def rejected_result(index: int, detail: Sequence[Detail]) -> bytes:
     return orjson.dumps({"index": index, "status": "rejected", "detail": detail})
 
 
-def unavailable_result(index: int, error: dict[str, Any]) -> bytes:
-    """Nothing is wrong with the event: it is to be sent again."""
-    return orjson.dumps({"index": index, "status": "unavailable", "error": error})
+def unavailable_result(index: int, event_id: bytes, error: dict[str, Any]) -> bytes:
+    """Nothing is wrong with the event: it is to be sent again, best with this id as its own."""
+    return orjson.dumps({"index": index, "status": "unavailable", "event_id": event_id.decode(), "error": error})
 
 
 def _warnings(warnings: Sequence[Warning]) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gateway import answers, event_ids
 from gateway.asgi import Receive
-from gateway.body import is_ndjson, read_body
+from gateway.body import ClientDisconnected, is_ndjson, read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
 from gateway.intake import Prepared, Sender, prepare
@@ -34,8 +34,8 @@ class EventBatch(Endpoint):
         key = event_ids.requested(request, chars_max=event_ids.BATCH_KEY_CHARS_MAX)
         try:
             batch = self._parse(request, await self._read(request, receive))
-        except (GatewayError, Invalid):
-            if limits:  # it made us read all of it: whoever sends nothing else must come to an end
+        except (GatewayError, Invalid, ClientDisconnected):
+            if limits:  # it made us read megabytes: whoever sends nothing else must come to an end
                 quotas.spend(limits, 1, time.monotonic())
             raise
         self.received(request, len(batch.events))
@@ -106,7 +106,7 @@ class EventBatch(Endpoint):
             if isinstance(place, PublisherRefusal | SpoolRefusal):
                 refusals.append(place)
                 error = Unavailable(str(place), code=place.reason)
-                results.append(answers.unavailable_result(index, error.payload()))
+                results.append(answers.unavailable_result(index, event.record.key, error.payload()))
             else:
                 self.warn(event.warnings)
                 results.append(answers.accepted_result(index, event.record.key, place.encode(), event.warnings))

@@ -87,10 +87,11 @@ class RejectedResult(BaseModel):
 
 
 class UnavailableResult(BaseModel):
-    """Nothing is wrong with the event, but it was not stored: send it again."""
+    """Nothing is wrong with the event, but it was not stored: send it again, with this id as its `event_id`."""
 
     index: Index
     status: Literal["unavailable"]
+    event_id: str
     error: ErrorDetail
 
 

@@ -34,6 +34,7 @@ ANSWER_S_MAX = 10.0
 IMPATIENT_S = 0.5  # less than the gateway waits for Kafka
 RECONNECT_S = 0.05
 GATE_S = 0.02
+HELD = -1.0
 BATCH_EVENTS_MAX = 12
 SAME_ID_SHARE = 0.15  # of ids that are those of other owners' events, too
 TWICE_SHARE = 0.1  # of batches that have one of their events twice
@@ -153,7 +154,7 @@ class Storm:
         self._seed = seed
         self._numbers = count()
         self._queue: list[tuple[float, int, Parcel]] = []
-        self._released = 0.0
+        self._released = HELD
         self._under_way = 0
         self._is_stopped = False
         self._failure: BaseException | None = None
@@ -238,7 +239,24 @@ class Storm:
 
     def release(self, until: float) -> None:
         """Of the whole, from 0 to 1."""
-        self._released = max(self._released, until)
+        self._released = until
+
+    def hold(self) -> None:
+        """Until the next `release`."""
+        self._released = HELD
+
+    def is_idle(self) -> bool:
+        """Whether, while it is held, all has been answered that was sent."""
+        self.check()
+        return self._under_way == 0
+
+    def put_first(self, random: Random) -> None:
+        """While it is idle: before all else, each caller sends some events without ids."""
+        for _ in range(CONNECTIONS):
+            owner = random.choice(OWNERS)
+            parcel = Parcel([self._event(random, owner) for _ in range(BATCH_EVENTS_MAX // 3)], is_batch=True)
+            self.parcels.append(parcel)
+            self._enqueue(0.0, parcel)
 
     def has_reached(self, position: float) -> bool:
         """Raises what the storm has failed with."""

@@ -65,7 +65,7 @@ def results(response: httpx.Response, status: int = 200) -> list[dict[str, Any]]
     assert [result["index"] for result in found] == list(range(len(found)))
     assert answer["success"] is any(result["status"] == "accepted" for result in found)
     for result in found:
-        members = {"accepted": {"event_id", "durability"}, "rejected": {"detail"}, "unavailable": {"error"}}
+        members = {"accepted": {"event_id", "durability"}, "rejected": {"detail"}, "unavailable": {"event_id", "error"}}
         assert set(result) - {"warnings"} == {"index", "status"} | members[result["status"]]
     return found
 

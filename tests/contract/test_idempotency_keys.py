@@ -400,6 +400,22 @@ async def test_what_was_unavailable_has_the_same_id_when_it_is_sent_again(
 
 
 @EACH_ENDPOINT
+async def test_second_of_two_alike_that_was_unavailable_is_not_taken_for_the_first(
+    endpoint: Endpoint, client: httpx.AsyncClient, gateway: Gateway
+) -> None:
+    """If it is sent with the id that its result gave: alone, nothing tells it from the other."""
+    gateway.outbox.place = lambda _: PublisherRefusal("overloaded", "Not now") if gateway.outbox.records else "kafka"
+    body, headers = FORMS[0].of([endpoint.body] * 2), endpoint.headers | {KEY: "batch-1"}
+    first = (await client.post(endpoint.batch, content=body, headers=headers)).json()["results"]
+    assert [result["status"] for result in first] == ["accepted", "unavailable"]
+    gateway.outbox.place = None
+    body = FORMS[0].of([endpoint.body_with(b"event_id", b'"%b"' % first[1]["event_id"].encode())])
+    again = (await client.post(endpoint.batch, content=body, headers=headers)).json()["results"]
+    assert [result["event_id"] for result in again] == [first[1]["event_id"]]
+    assert len({record.key for record in gateway.outbox.records}) == 2
+
+
+@EACH_ENDPOINT
 async def test_ids_hold_though_the_batch_says_when_it_was_sent(endpoint: Endpoint, client: httpx.AsyncClient) -> None:
     """Whoever sends again stamps `sent_at` again (`gateway.clock`): that makes no other event of it."""
     texts, form = numbered(endpoint, [1, 2]), FORMS[1]

@@ -260,6 +260,7 @@ REJECTED_RESULT = {"index": 1, "status": "rejected", "detail": DETAIL}
 UNAVAILABLE_RESULT = {
     "index": 2,
     "status": "unavailable",
+    "event_id": "order-2",
     "error": {"message": "The spool is full", "type": "ServiceUnavailableError", "code": "spool_full"},
 }
 

@@ -219,6 +219,29 @@ async def test_batch_that_cannot_be_read_costs_an_event(
     over_quota(response, f"quota_{endpoint.name}")
 
 
+@EACH_ENDPOINT
+async def test_batch_whose_caller_leaves_costs_an_event(endpoint: Endpoint, served: Serve) -> None:
+    """Else megabytes can be sent for ever, if only the last byte is kept back."""
+    gateway = served(quota())
+    headers = [(name.lower().encode(), value.encode()) for name, value in endpoint.headers.items()]
+    scope = {"type": "http", "method": "POST", "path": endpoint.batch, "query_string": b"", "headers": headers}
+
+    async def send(_: object) -> None:
+        raise AssertionError("there is nobody to answer")
+
+    for _ in range(BURST):
+        left = [{"type": "http.request", "body": b"[" * 1_000_000, "more_body": True}, {"type": "http.disconnect"}]
+
+        async def receive(left: list[dict[str, Any]] = left) -> dict[str, Any]:
+            return left.pop(0)
+
+        await gateway.app(scope | {"client": ("127.0.0.1", 1)}, receive, send)
+    over_quota(
+        await gateway.http().post(endpoint.path, content=endpoint.body, headers=endpoint.headers),
+        f"quota_{endpoint.name}",
+    )
+
+
 async def test_who_may_not_send_spends_nothing_of_others(served: Serve) -> None:
     """Else anybody could use up the quota of a retriever."""
     gateway = served(quota(), quota("key_quota"), quota("address_quota"))
