@@ -58,7 +58,7 @@ class KafkaOutbox:
         self._metrics = metrics
         self._replay_records_per_s = replay_records_per_s
         self._breaker = Breaker()
-        self._rescues: dict[Batch, asyncio.Task[None]] = {}
+        self._rescues: set[asyncio.Task[None]] = set()  # under way
         self._held: set[tuple[str, bytes | None, bytes, int]] = set()
         self._leaving: set[int] = set()  # Kafka has them, the disk has not let go of them yet
         self._waiting_for_kafka: set[asyncio.Task[None]] = set()
@@ -96,7 +96,7 @@ class KafkaOutbox:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SPOOL_TIMEOUT_S):
                     await self._last_caller_left.wait()
-        under_way = {*self._rescues.values(), *([self._round] if self._round is not None else [])}
+        under_way = {*self._rescues, *([self._round] if self._round is not None else [])}
         if under_way:
             await asyncio.wait(under_way, timeout=SPOOL_TIMEOUT_S)
         for task in self._waiting_for_kafka:
@@ -178,12 +178,12 @@ class KafkaOutbox:
             self._metrics.accepted.labels(batch.topic, "kafka").inc(len(batch.records))
 
     def _rescue(self, batch: Batch) -> asyncio.Task[None]:
-        """One append for all of a batch's callers."""
-        task = self._rescues.get(batch)
-        if task is None:
-            task = self._rescues[batch] = self._loop.create_task(self._spool_batch(batch))
-            task.add_done_callback(lambda _: self._rescues.pop(batch, None))
-        return task
+        """One append for all of a batch's callers, also for those who only look when it is long over."""
+        if batch.rescue is None:
+            batch.rescue = self._loop.create_task(self._spool_batch(batch))
+            self._rescues.add(batch.rescue)
+            batch.rescue.add_done_callback(self._rescues.discard)
+        return batch.rescue
 
     async def _spool_batch(self, batch: Batch) -> None:
         records = [record._replace(partition=batch.partition) for record in batch.records]
@@ -213,9 +213,8 @@ class KafkaOutbox:
 
     async def _await_late_answer(self, batch: Batch, records: Sequence[Record]) -> None:
         outcome = await batch.final
-        rescue = self._rescues.get(batch)
-        if rescue is not None:
-            await asyncio.wait({rescue})
+        if batch.rescue is not None:
+            await asyncio.wait({batch.rescue})
         try:
             if outcome is Outcome.DELIVERED:
                 self._breaker.record(True, self._loop.time())  # Kafka is back: no need for a probe

@@ -86,6 +86,7 @@ class Batch:
         "partition",
         "records",
         "replay",
+        "rescue",
         "sent",
         "timer",
     )
@@ -100,6 +101,7 @@ class Batch:
         self.outcome = SharedFuture(loop=loop)
         self.final: asyncio.Future[Outcome] = loop.create_future()
         self.partition = lane.partition
+        self.rescue: asyncio.Task[None] | None = None  # what its owner does about it if Kafka does not take it
         self.sent = False
         self.timer: asyncio.TimerHandle | None = None
 

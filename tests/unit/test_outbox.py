@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaConnectionError, ProducerClosed
+from aiokafka.errors import KafkaConnectionError, ProducerClosed, TopicAuthorizationFailedError
 from aiokafka.partitioner import murmur2
 from prometheus_client import CollectorRegistry
 
@@ -285,6 +285,23 @@ async def test_each_of_a_batch_has_its_own_fate(gateway: Gateway) -> None:
     [overloaded] = [result for result in large if isinstance(result, PublisherRefusal)]
     assert overloaded.reason == "overloaded"
     assert sorted(gateway.taken) == [r.key for r, result in zip(records, await task, strict=True) if result == "kafka"]
+
+
+async def test_a_rescue_is_not_done_again_by_who_looks_late(gateway: Gateway) -> None:
+    """One who waits for several batches comes to the second one when others have long had it spooled."""
+    gateway.kafka.leaders = led_by(1, 2) | led_by(1, topic=OTHER)
+    await gateway.start()
+    first, second = (record(n)._replace(partition=n) for n in range(2))
+    task = asyncio.create_task(gateway.outbox.publish_all([first, second]))
+    [neighbour] = gateway.publish(record(2)._replace(partition=1))
+    await idle()
+    [flight] = [flight for flight in gateway.flights if flight.partition == 1]
+    flight.refuse(TopicAuthorizationFailedError())
+    assert await neighbour == "spool"
+    gateway.spool.kept.clear()  # and Kafka has it since
+    assert await task == ["spool", "spool"]
+    assert sorted(each.key for append in gateway.spool.appends for each in append) == [b"k000", b"k001", b"k002"]
+    assert gateway.counted("accepted", durability="spool") == 3
 
 
 async def test_batch_is_told_when_it_is_nowhere(gateway: Gateway) -> None:
