@@ -65,7 +65,7 @@ class Services:
 
 
 class Endpoint:
-    """From the request to the answer: every error becomes one, and a preflight gets its own."""
+    """From the request to the answer; every error becomes one."""
 
     method: ClassVar[bytes] = b"POST"
     place: ClassVar[str] = "body"  # where the event is, as errors name it
