@@ -3,7 +3,6 @@
 import contextlib
 import http.server
 import json
-import socket
 import struct
 import threading
 import time
@@ -14,10 +13,9 @@ from urllib.parse import quote, urlencode
 
 import httpx
 import pytest
-import uvicorn
 
 from gateway.publisher import PublisherRefusal
-from tests.contract.browser import MISSING, browser
+from tests.contract.browser import MISSING, browser, listening
 from tests.contract.gateway_under_test import (
     APP_PATH,
     CREDENTIALS,
@@ -656,25 +654,6 @@ async def test_body_of_a_pixels_request_is_ignored(endpoint: Endpoint, unlimited
 
 
 # A real browser
-
-
-@contextlib.contextmanager
-def listening(application: Any) -> Iterator[str]:
-    """The application's URL on a port of this machine."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        end = time.monotonic() + 10
-        while not server.started:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
 
 
 class EmptyPage(http.server.BaseHTTPRequestHandler):

@@ -2,21 +2,17 @@
 
 import posixpath
 import re
-import socket
-import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from hatchling.builders.wheel import WheelBuilder
 
 from gateway.asgi import ASGIApp
 from gateway.docs import CONTENT_SECURITY_POLICY
-from tests.contract.browser import MISSING, Browser, browser
+from tests.contract.browser import MISSING, Browser, browser, listening
 from tests.contract.gateway_under_test import APP, PUBLIC_KEY, RETRIEVER, TOKEN, RecordingOutbox
 
 ROOT = Path(__file__).parents[2]
@@ -99,20 +95,8 @@ def test_page_is_in_the_wheel(tmp_path: Path) -> None:
 @pytest.fixture
 def url(app: ASGIApp) -> Iterator[str]:
     """Of the application, on a port of this machine."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        end = time.monotonic() + 10
-        while not server.started:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
+    with listening(app) as url:
+        yield url
 
 
 @pytest.fixture
