@@ -60,7 +60,7 @@ def serve(settings: GatewaySettings) -> None:
             port=settings.port,
             workers=settings.workers,
             loop="uvloop",
-            http=HttpProtocol,
+            http=HttpProtocol,  # type: ignore[arg-type]  # uvicorn's annotation forgets BufferedProtocol
             ws="none",
             lifespan="on",
             log_config=None,

@@ -6,7 +6,7 @@ at thousands of events a second a framework's request and middleware would cost 
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -20,12 +20,10 @@ from gateway.client_address import ClientAddress
 from gateway.errors import GatewayError, InternalError, InvalidEvent, NotFound, PayloadTooLarge, Unavailable
 from gateway.intake import Sender, prepare
 from gateway.metrics import Metrics
-from gateway.outbox import Durability
-from gateway.publisher import PublisherRefusal
+from gateway.outbox import Refusal
 from gateway.quotas import Limit, Quotas
-from gateway.record import Record
+from gateway.record import Durability, Record
 from gateway.requests import Request
-from gateway.spool import SpoolRefusal
 from schemas.search_sense import Warning
 from schemas.streams import Stream
 from schemas.validation import Invalid
@@ -34,11 +32,10 @@ log = structlog.get_logger(__name__)
 
 
 class Outbox(Protocol):
-    """Makes records durable and says where. `publish` raises PublisherRefusal or SpoolRefusal: it is nowhere;
-    `publish_all` gives them, one result a record."""
+    """Makes records durable and says where, or why a record is nowhere; `publish_all` gives one result a record."""
 
-    async def publish(self, record: Record) -> Durability: ...
-    async def publish_all(self, records: Sequence[Record]) -> list[Durability | PublisherRefusal | SpoolRefusal]: ...
+    def publish(self, record: Record) -> Awaitable[Durability | Refusal]: ...
+    async def publish_all(self, records: Sequence[Record]) -> list[Durability | Refusal]: ...
 
 
 @dataclass(frozen=True)
@@ -183,25 +180,19 @@ class SingleEvent(Endpoint):
         event = await self._event(request, receive)
         sender = self._sender(request, caller)
         record, warnings = prepare(self.stream, sender, event, request.received_ms, event_id)
-        durability = await self._publish(record)
+        if record.bytes > services.limits.record_bytes_max:
+            raise PayloadTooLarge(services.limits.event_bytes_max)
+        place = await services.outbox.publish(record)
+        if isinstance(place, Exception):
+            if place.reason == "record_too_large":
+                raise PayloadTooLarge(services.limits.event_bytes_max)
+            raise Unavailable(str(place), code=place.reason)
         if warnings:
             self.warn(warnings)
-        return 200, answers.accepted(record.key, durability.encode(), warnings)
+        return 200, answers.accepted(record.key, place.encode(), warnings)
 
     async def _event(self, request: Request, receive: Receive) -> dict[str, Any]:
         """The checked event. Raises what `read_body` raises, and Invalid."""
         services = self.services
         body = await read_body(request.scope, receive, services.limits.event_bytes_max, services.budget)
         return self.stream.parse(body)
-
-    async def _publish(self, record: Record) -> Durability:
-        """Raises PayloadTooLarge or Unavailable."""
-        limits = self.services.limits
-        if record.bytes > limits.record_bytes_max:
-            raise PayloadTooLarge(limits.event_bytes_max)
-        try:
-            return await self.services.outbox.publish(record)
-        except (PublisherRefusal, SpoolRefusal) as refusal:
-            if refusal.reason == "record_too_large":
-                raise PayloadTooLarge(limits.event_bytes_max) from None
-            raise Unavailable(str(refusal), code=refusal.reason) from None

@@ -14,12 +14,11 @@ from gateway.body import ClientDisconnected, is_ndjson, read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
 from gateway.intake import Prepared, Sender, prepare
-from gateway.publisher import PublisherRefusal
+from gateway.outbox import Refusal
 from gateway.requests import Request
-from gateway.spool import SpoolRefusal
 from schemas.batches import Batch, TooManyEvents, of_event, parse_batch
 from schemas.search_sense import Warning
-from schemas.validation import Invalid, validate
+from schemas.validation import Invalid
 
 TURN_EVENTS = 100  # after so many, other callers have their turn
 
@@ -78,7 +77,7 @@ class EventBatch(Endpoint):
         """An event's own id is nearer to it than the request's. Raises Invalid."""
         if isinstance(event, Invalid):
             raise event
-        checked = validate(self.stream.model, event)
+        checked = self.stream.check(event)
         prepared = prepare(
             self.stream,
             sender,
@@ -97,13 +96,13 @@ class EventBatch(Endpoint):
         good = [event.record for event in events if isinstance(event, Prepared)]
         places = iter(await self.services.outbox.publish_all(good) if good else ())
         results: list[bytes] = []
-        refusals: list[PublisherRefusal | SpoolRefusal] = []
+        refusals: list[Refusal] = []
         for index, event in enumerate(events):
             if isinstance(event, Invalid):
                 results.append(answers.rejected_result(index, event.detail))
                 continue
             place = next(places)
-            if isinstance(place, PublisherRefusal | SpoolRefusal):
+            if isinstance(place, Exception):
                 refusals.append(place)
                 error = Unavailable(str(place), code=place.reason)
                 results.append(answers.unavailable_result(index, event.record.key, error.payload()))

@@ -10,17 +10,16 @@ process may die between Kafka's answer and the spool's.
 """
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Awaitable, Sequence
+from typing import Protocol
 
 import structlog
 
 from gateway.breaker import Breaker
 from gateway.metrics import Metrics
 from gateway.publisher import Batch, Outcome, PublisherRefusal
-from gateway.record import Record
+from gateway.record import Durability, Record
 from gateway.spool import Spool, SpoolRefusal
 
 log = structlog.get_logger(__name__)
@@ -29,7 +28,8 @@ SPOOL_TIMEOUT_S = 3.0
 REPLAY_BYTES = 262_144
 REPLAY_IDLE_S = 0.25
 
-Durability = Literal["kafka", "spool"]
+Refusal = PublisherRefusal | SpoolRefusal
+"""Why a record is nowhere: too large, too much in flight; or no room in the spool, or its disk."""
 
 
 class Publisher(Protocol):
@@ -43,7 +43,7 @@ class Publisher(Protocol):
 
 
 class KafkaOutbox:
-    """Start it with a running event loop. `publish` is bounded by Kafka's deadline and SPOOL_TIMEOUT_S."""
+    """Start it with a running event loop. `publish` takes as long as Kafka's deadline and SPOOL_TIMEOUT_S at most."""
 
     def __init__(
         self,
@@ -58,15 +58,12 @@ class KafkaOutbox:
         self._metrics = metrics
         self._replay_records_per_s = replay_records_per_s
         self._breaker = Breaker()
-        self._rescues: set[asyncio.Task[None]] = set()  # under way
+        self._spooling: set[asyncio.Task[Durability | SpoolRefusal]] = set()
         self._held: set[tuple[str, bytes | None, bytes, int]] = set()
         self._leaving: set[int] = set()  # Kafka has them, the disk has not let go of them yet
         self._waiting_for_kafka: set[asyncio.Task[None]] = set()
         self._replay: asyncio.Task[None] | None = None
         self._round: asyncio.Task[int] | None = None
-        self._callers = 0
-        self._last_caller_left = asyncio.Event()
-        self._stopping = False
         self._spool_refusal: SpoolRefusal | None = None
 
     @property
@@ -91,60 +88,25 @@ class KafkaOutbox:
         if self._replay is not None:
             self._replay.cancel()
         await self._publisher.stop(deadline_s)
-        self._stopping = True
-        if self._callers:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SPOOL_TIMEOUT_S):
-                    await self._last_caller_left.wait()
-        under_way = {*self._rescues, *([self._round] if self._round is not None else [])}
+        under_way = {*self._spooling, *([self._round] if self._round is not None else [])}
         if under_way:
             await asyncio.wait(under_way, timeout=SPOOL_TIMEOUT_S)
         for task in self._waiting_for_kafka:
             task.cancel()
         await self._spool.close()
 
-    async def publish(self, record: Record) -> Durability:
-        """Raises PublisherRefusal (too large, too much in flight) or SpoolRefusal: the event is nowhere durable."""
-        self._callers += 1
-        try:
-            return await self._publish(record)
-        finally:
-            self._caller_left()
-
-    async def publish_all(self, records: Sequence[Record]) -> list[Durability | PublisherRefusal | SpoolRefusal]:
-        """What `publish` would have said of each, for records of one topic: one wait a batch, not one a record."""
-        self._callers += 1
-        try:
-            return await self._publish_all(records)
-        finally:
-            self._caller_left()
-
-    def _caller_left(self) -> None:
-        self._callers -= 1
-        if self._stopping and not self._callers:
-            self._last_caller_left.set()
-
-    async def _publish(self, record: Record) -> Durability:
+    def publish(self, record: Record) -> Awaitable[Durability | Refusal]:
         if self._breaker.admits(self._loop.time()):
             try:
-                batch = self._publisher.publish(record)
+                return self._publisher.publish(record).durable
             except PublisherRefusal as refusal:
                 if refusal.reason != "kafka_unavailable":
-                    raise
+                    return _known(refusal)
                 self._breaker.record(False, self._loop.time())
-            else:
-                return await self._durable(batch)
-        await self._append([record])
-        return "spool"
+        return asyncio.shield(self._spool_soon([record]))
 
-    async def _durable(self, batch: Batch) -> Durability:
-        """Raises SpoolRefusal."""
-        if await batch.outcome is Outcome.DELIVERED:
-            return "kafka"
-        await asyncio.shield(self._rescue(batch))
-        return "spool"
-
-    async def _publish_all(self, records: Sequence[Record]) -> list[Durability | PublisherRefusal | SpoolRefusal]:
+    async def publish_all(self, records: Sequence[Record]) -> list[Durability | Refusal]:
+        """What `publish` would have said of each, for records of one topic: one wait a batch, not one a record."""
         places: list[Batch | PublisherRefusal | None] = [None] * len(records)  # None: straight to the spool
         if self._breaker.admits(self._loop.time()):
             for index, record in enumerate(records):
@@ -155,41 +117,49 @@ class KafkaOutbox:
                         self._breaker.record(False, self._loop.time())
                         break
                     places[index] = refusal
+        results: dict[Batch | PublisherRefusal | None, Durability | Refusal] = {}
         spooled = [record for record, place in zip(records, places, strict=True) if place is None]
-        results: dict[Batch | PublisherRefusal | None, Durability | PublisherRefusal | SpoolRefusal] = {}
+        if spooled:
+            results[None] = await asyncio.shield(self._spool_soon(spooled))
         for place in dict.fromkeys(places):
-            if isinstance(place, PublisherRefusal):
+            if isinstance(place, Batch):
+                results[place] = await place.durable
+            elif place is not None:
                 results[place] = place
-                continue
-            try:
-                if place is None:
-                    await self._append(spooled)
-                    results[place] = "spool"
-                else:
-                    results[place] = await self._durable(place)
-            except SpoolRefusal as refusal:
-                results[place] = refusal
         return [results[place] for place in places]
 
     def settled(self, batch: Batch, outcome: Outcome) -> None:
-        """The publisher tells of every batch, once."""
+        """The publisher tells of every batch, once. What Kafka has not taken is spooled at once, whoever still waits
+        for it; but replays: those are in the spool."""
         self._breaker.record(outcome is Outcome.DELIVERED, self._loop.time())
-        if outcome is Outcome.DELIVERED and not batch.replay:
+        if batch.replay:
+            return
+        if outcome is Outcome.DELIVERED:
             self._metrics.accepted.labels(batch.topic, "kafka").inc(len(batch.records))
+            batch.durable.set_result("kafka")
+        else:
+            records = [record._replace(partition=batch.partition) for record in batch.records]
+            if not batch.final.done():  # it may still come
+                self._hold(batch, records)
+            self._spool_soon(records).add_done_callback(lambda task: batch.durable.set_result(task.result()))
 
-    def _rescue(self, batch: Batch) -> asyncio.Task[None]:
-        """One append for all of a batch's callers, also for those who only look when it is long over."""
-        if batch.rescue is None:
-            batch.rescue = self._loop.create_task(self._spool_batch(batch))
-            self._rescues.add(batch.rescue)
-            batch.rescue.add_done_callback(self._rescues.discard)
-        return batch.rescue
+    def _spool_soon(self, records: Sequence[Record]) -> asyncio.Task[Durability | SpoolRefusal]:
+        """In a task of its own, which `stop` waits for."""
+        task = self._loop.create_task(self._spool_all(records))
+        self._spooling.add(task)
+        task.add_done_callback(self._spooling.discard)
+        return task
 
-    async def _spool_batch(self, batch: Batch) -> None:
-        records = [record._replace(partition=batch.partition) for record in batch.records]
-        if not batch.final.done() or batch.final.result() is Outcome.DELIVERED:  # it may come just now
-            self._hold(batch, records)
-        await self._append(records)
+    async def _spool_all(self, records: Sequence[Record]) -> Durability | SpoolRefusal:
+        """All of them or none."""
+        try:
+            await self._append(records)
+        except SpoolRefusal as refusal:
+            return refusal
+        except Exception:  # somebody waits to hear of it
+            log.exception("could not spool", records=len(records))
+            return SpoolRefusal("spool_failed", "The spool failed")
+        return "spool"
 
     async def _append(self, records: Sequence[Record]) -> None:
         try:
@@ -213,8 +183,8 @@ class KafkaOutbox:
 
     async def _await_late_answer(self, batch: Batch, records: Sequence[Record]) -> None:
         outcome = await batch.final
-        if batch.rescue is not None:
-            await asyncio.wait({batch.rescue})
+        if not batch.replay:
+            await batch.durable
         try:
             if outcome is Outcome.DELIVERED:
                 self._breaker.record(True, self._loop.time())  # Kafka is back: no need for a probe
@@ -303,3 +273,7 @@ class KafkaOutbox:
 
 def _identity(record: Record) -> tuple[str, bytes | None, bytes, int]:
     return record.topic, record.scope, record.key, record.timestamp_ms
+
+
+async def _known(refusal: Refusal) -> Refusal:
+    return refusal

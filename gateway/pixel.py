@@ -13,7 +13,7 @@ from gateway.callers import Door
 from gateway.endpoints import Services, SingleEvent
 from gateway.requests import Query, Request
 from schemas.streams import Stream
-from schemas.validation import Invalid, loads, validate
+from schemas.validation import Invalid, loads
 
 GIF = (
     b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00"
@@ -34,7 +34,7 @@ class Pixel(SingleEvent):
         self._kinds = _kinds(stream.model)
 
     async def _event(self, request: Request, receive: Receive) -> dict[str, Any]:
-        return validate(self.stream.model, _fields(request.query, self._kinds))
+        return self.stream.check(_fields(request.query, self._kinds))
 
     async def respond(self, request: Request, status: int, answer: bytes, send: Send) -> None:
         headers = [

@@ -14,7 +14,7 @@ import asyncio
 import enum
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -23,7 +23,8 @@ from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from gateway.metrics import Metrics
-from gateway.record import Record
+from gateway.record import Durability, Record
+from gateway.spool import SpoolRefusal
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,9 @@ START_S_MAX = 2.0
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_BACKOFF_S = (0.2, 5.0)
 LEADER_RETRY_S = 0.1
+
+
+T = TypeVar("T")
 
 
 class Outcome(enum.Enum):
@@ -60,7 +64,7 @@ class PublisherRefusal(Exception):
         self.reason = reason
 
 
-class SharedFuture(asyncio.Future[Outcome]):
+class SharedFuture(asyncio.Future[T]):
     """Awaited by many: one who is cancelled leaves it alone, and learns of it once the others have their answer.
 
     `asyncio.shield` is for that, too, and costs each who waits more than all the rest of waiting.
@@ -71,14 +75,17 @@ class SharedFuture(asyncio.Future[Outcome]):
 
 
 class Batch:
-    """Records of one topic that leave together; `outcome` is what their callers wait on.
+    """Records of one topic that leave together.
 
-    `final` is Kafka's own answer, or that there will be none: it comes with the outcome, or after an IN_DOUBT.
+    `outcome` is there within the deadline. `final` is Kafka's own answer, or that there will be none: it comes with the
+    outcome, or after an IN_DOUBT. `durable` is what the records' callers wait on: where the records are, or why they
+    are nowhere. Whoever listens to `KafkaPublisher.settled` says so.
     """
 
     __slots__ = (
         "builder",
         "bytes",
+        "durable",
         "final",
         "lane",
         "opened_at",
@@ -86,7 +93,6 @@ class Batch:
         "partition",
         "records",
         "replay",
-        "rescue",
         "sent",
         "timer",
     )
@@ -98,10 +104,10 @@ class Batch:
         self.records: list[Record] = []
         self.bytes = 0
         self.opened_at = loop.time()
-        self.outcome = SharedFuture(loop=loop)
+        self.outcome = SharedFuture[Outcome](loop=loop)
+        self.durable = SharedFuture[Durability | SpoolRefusal](loop=loop)
         self.final: asyncio.Future[Outcome] = loop.create_future()
         self.partition = lane.partition
-        self.rescue: asyncio.Task[None] | None = None  # what its owner does about it if Kafka does not take it
         self.sent = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -110,8 +116,8 @@ class Batch:
         return self.lane.topic
 
     def settle(self, outcome: Outcome) -> bool:
-        """Tell the callers, unless they have been told. A result, not an exception: one exception object
-        raised in a thousand callers would collect a thousand tracebacks."""
+        """Unless it has its outcome. A result, not an exception: one exception object raised in a thousand callers
+        would collect a thousand tracebacks."""
         if self.timer is not None:
             self.timer.cancel()
         if self.outcome.done():

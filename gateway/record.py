@@ -1,8 +1,12 @@
 """What the gateway hands on: one Kafka record."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 OVERHEAD_BYTES = 100  # what a record costs beyond its key and value, in Kafka or in the spool, generously
+
+
+Durability = Literal["kafka", "spool"]
+"""Where a record is safe."""
 
 
 class Record(NamedTuple):

@@ -1,142 +1,266 @@
-"""uvicorn's HTTP protocol, mended and bounded.
+"""HTTP/1.1 for uvicorn's server: httptools reads it, `gateway.exchange` answers. uvicorn starts, stops and listens.
+
+uvicorn's own protocol does all of this too, for three times the CPU time: DESIGN.md has the figures. What is here:
 
 - At most CONNECTIONS_MAX connections a worker; one more is told 503 and closed.
-- A request must be there, to its last byte, REQUEST_S_MAX after its first one (for a connection's first request: after
-  the connection), and its head be no longer than HEAD_BYTES_MAX: 408 and 431. How long a body may be is for
-  `gateway.body` to say.
+- A request must be there, to its last byte, REQUEST_S_MAX after its first one (a connection's first byte: after the
+  connection), and its head be no longer than HEAD_BYTES_MAX: 408 and 431. How long a body may be is for
+  `gateway.body` to say. A connection without a request is closed after KEEP_ALIVE_S, one that does not take its last
+  answer REQUEST_S_MAX later.
 - What is not HTTP is answered (400) in the error envelope.
-- An answer's head and body are one write to the socket: uvicorn makes two of them, and the second costs a single event
-  a tenth of all that is done for it.
+- Requests that come before the answer to the last one wait for it; what one read of the socket brings, and no more.
 - An offer to upgrade is not seen: httptools takes the body of a request that makes one for another protocol's
   bytes, so that events of Java's HTTP client, which offers h2c with every request, would arrive empty
   (github.com/Kludex/uvicorn/issues/2722).
 """
 
 import asyncio
+import math
 import re
+from collections import deque
+from typing import Any
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
+from gateway.asgi import Header
 from gateway.errors import BadRequest, GatewayError, HeadTooLarge, RequestTimeout, Unavailable
+from gateway.exchange import Exchange
 
 CONNECTIONS_MAX = 10_000
 REQUEST_S_MAX = 20.0
+KEEP_ALIVE_S = 5.0
 HEAD_BYTES_MAX = 65_536
+READ_BYTES_MAX = 262_144  # at once
 
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)  # in no JSON: a string has no bare line break
 _IGNORED = b"\r\nignored:"  # as long, so that a body's length stays true
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Unavailable"}
 
-
-class OneWrite:
-    """A transport that keeps an answer's head back until its body comes, or until nothing more comes.
-
-    Only what uvicorn's protocol and flow control call is here.
-    """
-
-    __slots__ = ("_head", "_transport", "get_extra_info", "is_closing", "pause_reading", "resume_reading")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head = b""
-        self.get_extra_info = transport.get_extra_info
-        self.is_closing = transport.is_closing
-        self.pause_reading = transport.pause_reading
-        self.resume_reading = transport.resume_reading
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            self._transport.write(self._head + data)
-            self._head = b""
-        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
-            self._head = data
-        else:
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        if self._head:
-            self._transport.write(self._head)
-            self._head = b""
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
+_buffer = bytearray(READ_BYTES_MAX)  # all connections': what is read into it is parsed before anything else is read
+_view = memoryview(_buffer)
 
 
-class HttpProtocol(HttpToolsProtocol):
-    _arriving = False
-    _in_head = False
-    _head_bytes = 0
-    _timer: asyncio.TimerHandle | None = None
+class HttpProtocol(asyncio.BufferedProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """As uvicorn makes it."""
+        self._app = config.loaded_app
+        self._state = server_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        # Or else what follows a request with `Connection: close` would be answered 400, ahead of that one's answer.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._in_head = self._in_message = self._has_begun = False
+        self._head_bytes = 0
+        self._url = b""
+        self._headers: list[Header] = []
+        self._arriving: Exchange | None = None
+        self._running: Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
+        self._refusal: GatewayError | None = None  # waits for the answers before it
+        self._reading_held = self._writing_held = self._shutting_down = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._one_write = OneWrite(transport)
-        super().connection_made(self._one_write)  # type: ignore[arg-type]
-        if len(self.connections) > CONNECTIONS_MAX:
+        self._transport = transport
+        peer, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        self._scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": (str(here[0]), int(here[1])) if here else None,
+            "client": (str(peer[0]), int(peer[1])) if peer else None,
+            "scheme": "http",
+            "root_path": "",
+        }
+        self._state.connections.add(self)  # type: ignore[arg-type]
+        self._deadline = self._loop.time() + REQUEST_S_MAX
+        self._set_timer(self._loop.time())
+        if len(self._state.connections) > CONNECTIONS_MAX:
             self._refuse(Unavailable("Too many connections", code="too_many_connections"))
-        else:
-            self._timer = self.loop.call_later(REQUEST_S_MAX, self._request_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
+        self._state.connections.discard(self)
+        self._timer.cancel()
+        self._cut_off()
+        self._arriving = None
+        del self._parser  # it refers to us
 
-    def data_received(self, data: bytes) -> None:
+    @property
+    def server_headers(self) -> list[Header]:
+        return self._state.default_headers
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return _buffer
+
+    def buffer_updated(self, size: int) -> None:
         """An upgrade header whose name two segments share is missed: then the body is empty, and the answer 422."""
-        if b"pgrade:" in data or b"PGRADE:" in data:
+        data: memoryview | bytes = _view[:size]
+        if _buffer.find(b"pgrade:", 0, size) >= 0 or _buffer.find(b"PGRADE:", 0, size) >= 0:
             data = _UPGRADE.sub(_IGNORED, data)
-        super().data_received(data)
-        if self._arriving:
-            if self._in_head:
-                self._head_bytes += len(data)
-                if self._head_bytes > HEAD_BYTES_MAX:
-                    self._refuse(HeadTooLarge(HEAD_BYTES_MAX))
-                    return
-            if self._timer is None:
-                self._timer = self.loop.call_later(REQUEST_S_MAX, self._request_is_late)
-        elif self._timer is not None:
-            self._stop_timer()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse(BadRequest("Invalid HTTP request received."))
+            return
+        except httptools.HttpParserUpgrade:
+            if (last := self._waiting[-1] if self._waiting else self._running) is not None:
+                last.keep_alive = False  # httptools reads no more requests
+        if self._in_head:
+            self._head_bytes += size
+            if self._head_bytes > HEAD_BYTES_MAX:
+                self._refuse(HeadTooLarge(HEAD_BYTES_MAX))
 
     def on_message_begin(self) -> None:
-        self._arriving = self._in_head = True
+        self._in_head = self._in_message = self._has_begun = True
         self._head_bytes = 0
-        super().on_message_begin()
+        self._url = b""
+        self._headers = []
+        self._deadline = self._loop.time() + REQUEST_S_MAX
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        super().on_headers_complete()
+        parser = self._parser
+        path, query = self._url, b""
+        if not path.startswith(b"/") or b"#" in path:
+            url = httptools.parse_url(path)
+            path, query = url.path or b"/", url.query or b""
+        elif b"?" in path:
+            path, _, query = path.partition(b"?")
+        scope = self._scope.copy()
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["path"] = unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii")
+        scope["raw_path"] = path
+        scope["query_string"] = query
+        scope["headers"] = self._headers
+        version = parser.get_http_version()
+        if version != "1.1":
+            scope["http_version"] = version
+        self._arriving = exchange = Exchange(self, scope, version != "1.0" and parser.should_keep_alive())
+        if self._running is None and not self._waiting:
+            self._start(exchange)
+        else:
+            self._waiting.append(exchange)
+            self.regulate()
+
+    def on_body(self, body: bytes) -> None:
+        assert self._arriving is not None
+        self._arriving.feed(body)
 
     def on_message_complete(self) -> None:
-        self._arriving = False
-        super().on_message_complete()
+        assert self._arriving is not None
+        exchange, self._arriving = self._arriving, None
+        self._in_message = False
+        self._deadline = self._loop.time() + KEEP_ALIVE_S if exchange.is_answered else math.inf
+        exchange.complete()
 
-    def on_response_complete(self) -> None:
-        self._one_write.flush()  # of an answer without a body
-        super().on_response_complete()
+    def regulate(self) -> None:
+        """Read on, or leave what comes to the caller's own buffers."""
+        hold = bool(self._waiting or self._refusal or (self._arriving is not None and self._arriving.is_full))
+        if hold is not self._reading_held and not self._transport.is_closing():
+            self._reading_held = hold
+            if hold:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(BadRequest(msg))
+    def answered(self, exchange: Exchange) -> None:
+        self._running = None
+        if not exchange.keep_alive or (self._shutting_down and not self._waiting):
+            self._close()
+            return
+        if not self._in_message:
+            self._deadline = self._loop.time() + KEEP_ALIVE_S
+        if self._waiting or self._refusal is not None or self._reading_held:
+            self._next()
 
-    def _request_is_late(self) -> None:
-        self._timer = None
-        if self.cycle is not None and self.cycle.response_started and self._arriving and not self._in_head:
-            self.transport.close()  # it has its answer, and still sends the body that nobody reads
-        else:
-            self._refuse(RequestTimeout(f"The request did not arrive within {REQUEST_S_MAX:.0f} s"))
+    def _start(self, exchange: Exchange) -> None:
+        self._running = exchange
+        exchange.task = task = self._loop.create_task(exchange.run(self._app, self._state.tasks))
+        self._state.tasks.add(task)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _next(self) -> None:
+        if self._running is None and not self._writing_held:
+            if self._waiting:
+                self._start(self._waiting.popleft())
+            elif self._refusal is not None:
+                self._refuse(self._refusal)
+            self.regulate()
+
+    def pause_writing(self) -> None:
+        self._writing_held = True
+
+    def resume_writing(self) -> None:
+        self._writing_held = False
+        self._next()
+
+    def shutdown(self) -> None:
+        """uvicorn wants to stop: what has begun is answered, and no more."""
+        self._shutting_down = True
+        if self._running is None and not self._waiting:
+            self._close()
+
+    def _look_at_the_clock(self) -> None:
+        """One timer a connection that looks again and again: one a request would cost each of them a microsecond."""
+        now = self._loop.time()
+        if now >= self._deadline:
+            if self._transport.is_closing():
+                self._transport.abort()
+            elif not self._has_begun or (
+                self._in_message and (self._arriving is None or not self._arriving.is_answered)
+            ):
+                self._refuse(RequestTimeout(f"The request did not arrive within {REQUEST_S_MAX:.0f} s"))
+            else:  # it is idle, or still sends the body of a request that has its answer
+                self._close()
+        self._set_timer(now)
+
+    def _set_timer(self, now: float) -> None:
+        delay_s = min(max(self._deadline - now, 0.0), KEEP_ALIVE_S, REQUEST_S_MAX)
+        self._timer = self._loop.call_later(delay_s, self._look_at_the_clock)
 
     def _refuse(self, error: GatewayError) -> None:
-        """Answer before there is a request, and hang up."""
-        self._stop_timer()
-        if self.transport.is_closing():
+        """Answer what is no request, behind the answers that are due before, and hang up."""
+        if self._transport.is_closing():
+            return
+        if self._waiting or (self._running is not None and self._running is not self._arriving):
+            self._refusal = error
+            self._deadline = math.inf
+            self.regulate()
             return
         body = error.body()
         head = [b"HTTP/1.1 %d %b" % (error.status, _REASONS[error.status])]
         head += [b"%b: %b" % header for header in error.headers if header[0] != b"connection"]
         head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
-        self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
-        self.transport.close()
+        self._transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        self._close()
+
+    def _close(self) -> None:
+        """As soon as everything is written, or has waited REQUEST_S_MAX for it."""
+        self._cut_off()
+        self._deadline = self._loop.time() + REQUEST_S_MAX
+        self._transport.close()
+
+    def _cut_off(self) -> None:
+        for exchange in (self._running, self._arriving, *self._waiting):
+            if exchange is not None:
+                exchange.cut_off()
+        self._waiting.clear()
+        self._running = None

@@ -17,9 +17,8 @@ from prometheus_client import CollectorRegistry
 from gateway import app as composition
 from gateway.asgi import ASGIApp
 from gateway.metrics import Metrics
-from gateway.outbox import Durability
 from gateway.publisher import PublisherRefusal
-from gateway.record import Record
+from gateway.record import Durability, Record
 from gateway.registry import Registry, RegistryFile
 from gateway.settings import GatewaySettings
 from gateway.spool import SpoolRefusal
@@ -84,8 +83,8 @@ Refusal: TypeAlias = PublisherRefusal | SpoolRefusal
 
 @dataclass
 class RecordingOutbox:
-    """Keeps what it takes. `fault` is raised instead, `durability` is where it says that a record is, unless `place`
-    says it of that record."""
+    """Keeps what it takes. `fault` is given or raised instead, `durability` is where it says that a record is, unless
+    `place` says it of that record."""
 
     durability: Durability = "kafka"
     fault: Exception | None = None
@@ -97,11 +96,8 @@ class RecordingOutbox:
 
     async def stop(self, deadline_s: float) -> None: ...
 
-    async def publish(self, record: Record) -> Durability:
-        place = self._place(record)
-        if isinstance(place, Refusal):
-            raise place
-        return place
+    async def publish(self, record: Record) -> Durability | Refusal:
+        return self._place(record)
 
     async def publish_all(self, records: Sequence[Record]) -> list[Durability | Refusal]:
         assert records, "nobody asks for nothing"

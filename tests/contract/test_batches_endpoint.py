@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.outbox import Durability
 from gateway.publisher import PublisherRefusal
+from gateway.record import Durability
 from gateway.spool import SpoolRefusal
 from schemas.batches import of_event
 from tests.contract.gateway_under_test import (

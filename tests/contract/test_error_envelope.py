@@ -13,8 +13,8 @@ import structlog
 
 from gateway import endpoints
 from gateway.asgi import ASGIApp
-from gateway.outbox import Durability
 from gateway.publisher import PublisherRefusal
+from gateway.record import Durability
 from gateway.spool import SpoolRefusal
 from schemas import logs
 from tests.contract.gateway_under_test import (

@@ -14,7 +14,7 @@ from gateway.metrics import Metrics
 from gateway.server import HttpProtocol
 from gateway.settings import GatewaySettings
 from tests.contract.gateway_under_test import APP_PATH, RETRIEVER_PATH, RecordingOutbox, write_registry
-from tests.unit.test_one_write import FakeTransport
+from tests.unit.fake_transport import FakeTransport
 
 REQUESTS = {
     "accepted": (APP_PATH, b'{"event_type":"click"}', b"200"),
@@ -45,10 +45,12 @@ async def exchange(config: Config, kind: str, connections: int) -> None:
         protocol = HttpProtocol(config=config, server_state=state, app_state={})
         protocol.connection_made(transport)  # type: ignore[arg-type]
         for _ in range(3):
-            protocol.data_received(
+            request = (
                 b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
                 % (path.encode(), len(body), body)
             )
+            protocol.get_buffer(-1)[: len(request)] = request
+            protocol.buffer_updated(len(request))
             await asyncio.gather(*state.tasks)
         protocol.connection_lost(None)
         assert [write[9:12] for write in transport.writes] == [status] * 3

@@ -1,0 +1,179 @@
+"""One HTTP request and its answer, as ASGI has them.
+
+An answer leaves whole, in one write to the socket: head and body apart would be a write more, which costs a single
+event a tenth of all that is done for it. So pieces of a body are kept until the last one; no answer here is long.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Protocol
+
+import structlog
+
+from gateway.asgi import ASGIApp, Header, Message, Scope
+from gateway.errors import InternalError
+
+log = structlog.get_logger(__name__)
+
+UNREAD_BYTES_MAX = 65_536  # of a body that nobody has asked for: more is not read from the socket
+
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in HTTPStatus}
+_WITHOUT_BODY = (204, 304)
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Connection(Protocol):
+    """Where an exchange takes place."""
+
+    @property
+    def server_headers(self) -> list[Header]:
+        """That every answer carries."""
+
+    def write(self, data: bytes) -> None: ...
+    def regulate(self) -> None:
+        """`is_full` has changed."""
+
+    def answered(self, exchange: "Exchange") -> None: ...
+
+
+class Exchange:
+    """`arrived` once the last byte of the body is there; `is_answered` once the answer is written; `is_cut_off` if the
+    caller has gone. The last two end the exchange: nothing that comes later is read or written."""
+
+    __slots__ = (
+        "_body",
+        "_connection",
+        "_head",
+        "_is_awaited",
+        "_is_read",
+        "_pieces",
+        "_waiter",
+        "arrived",
+        "is_answered",
+        "is_cut_off",
+        "keep_alive",
+        "scope",
+        "task",
+    )
+
+    def __init__(self, connection: Connection, scope: Scope, keep_alive: bool) -> None:
+        self._connection = connection
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.task: asyncio.Task[None] | None = None
+        self.arrived = self.is_answered = self.is_cut_off = False
+        self._body: bytes | bytearray = b""
+        self._is_awaited = self._is_read = False
+        self._head: Message | None = None
+        self._pieces: list[bytes] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._body) > UNREAD_BYTES_MAX and not self.is_answered
+
+    def feed(self, chunk: bytes) -> None:
+        """More of the body."""
+        if self.is_answered:
+            return
+        if not self._body:
+            self._body = chunk
+        else:
+            if type(self._body) is bytes:
+                self._body = bytearray(self._body)
+            self._body += chunk
+            if self.is_full:
+                self._connection.regulate()
+        self._wake()
+
+    def complete(self) -> None:
+        """That was all of the body."""
+        self.arrived = True
+        self._wake()
+
+    def cut_off(self) -> None:
+        """The caller has gone."""
+        self.is_cut_off = True
+        self._wake()
+
+    async def run(self, app: ASGIApp, tasks: set[asyncio.Task[None]]) -> None:
+        """Answers in any case: with the envelope of an InternalError if the application does not. `tasks` are those
+        that the server waits for when it shuts down; this one leaves them at its end."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not self.is_answered and not self.is_cut_off:
+                log.error("the application gave no answer", path=self.scope["path"])
+        except BaseException:  # a CancelledError too: the server gives up on what takes too long to shut down
+            log.exception("the application failed", path=self.scope["path"])
+        if not self.is_answered and not self.is_cut_off:
+            error = InternalError()
+            self._answer(error.status, [(b"content-type", b"application/json"), *error.headers], error.body())
+        if self.task is not None:
+            tasks.discard(self.task)
+
+    async def receive(self) -> Message:
+        while not (self.is_answered or self.is_cut_off):
+            if self._body or (self.arrived and not self._is_read):
+                body, self._body = self._body, b""
+                self._is_read = self.arrived
+                if len(body) > UNREAD_BYTES_MAX:
+                    self._connection.regulate()
+                return {"type": "http.request", "body": bytes(body), "more_body": not self.arrived}
+            if not self.arrived and not self._is_awaited:
+                self._is_awaited = True
+                if self.scope["http_version"] == "1.1" and _expects_continue(self.scope["headers"]):
+                    self._connection.write(_CONTINUE)
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Raises RuntimeError for what is out of order, or would break out of its header."""
+        if message["type"] == "http.response.start":
+            if self._head is not None:
+                raise RuntimeError("an answer has one head")
+            self._head = message
+            return
+        if self._head is None or self.is_answered:
+            raise RuntimeError("a body belongs between an answer's head and its end")
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            self._pieces.append(body)
+        else:
+            if self._pieces:
+                body = b"".join([*self._pieces, body])
+            self._answer(self._head["status"], self._head["headers"], body)
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _answer(self, status: int, headers: Sequence[Header], body: bytes) -> None:
+        """Raises RuntimeError."""
+        method = self.scope["method"]
+        length = b"content-length: %d" % len(body)
+        lines = [_STATUS_LINES[status]]
+        for name, value in (*self._connection.server_headers, *headers):
+            if name == b"connection":  # in our answers it says `close`, and nothing else
+                self.keep_alive = False
+            elif name != b"content-length":
+                lines.append(b"%b: %b" % (name, value))
+            elif method == "HEAD":
+                length = b"content-length: %b" % value
+        if status not in _WITHOUT_BODY:
+            lines.append(length)
+        if not self.keep_alive:
+            lines.append(b"connection: close")
+        head = b"\r\n".join(lines)
+        if not head.count(b"\r") == head.count(b"\n") == len(lines) - 1:
+            raise RuntimeError("a header of the answer holds a line break")
+        self.is_answered = True
+        if not self.is_cut_off:
+            self._connection.write(b"%b\r\n\r\n%b" % (head, b"" if method == "HEAD" else body))
+            self._connection.answered(self)
+
+
+def _expects_continue(headers: Sequence[Header]) -> bool:
+    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
