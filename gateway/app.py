@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
 from typing import Protocol
 
 import orjson
@@ -149,12 +150,20 @@ def _shortcut(endpoints: Mapping[str, ASGIApp], rest: ASGIApp) -> ASGIApp:
         for suffix in ("", "/batch")
     }
 
+    @lru_cache(maxsize=4096)  # of paths; in use are as many as there are apps and retrievers
+    def find(path: str) -> tuple[str, str, ASGIApp] | None:
+        match = _HOT.fullmatch(path)
+        if match is None:
+            return None
+        kind, name, suffix = match.groups()
+        parameter, endpoint = hot[kind, suffix]
+        return parameter, name, endpoint
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            match = _HOT.fullmatch(scope["path"])
-            if match is not None:
-                kind, name, suffix = match.groups()
-                parameter, endpoint = hot[kind, suffix]
+            found = find(scope["path"])
+            if found is not None:
+                parameter, name, endpoint = found
                 scope["path_params"] = {parameter: name}
                 return await endpoint(scope, receive, send)
         return await rest(scope, receive, send)

@@ -106,12 +106,12 @@ class Endpoint:
         self.services.metrics.refused.labels(self.stream.name, status, type_).inc(request.events)
 
     async def respond(self, request: Request, status: int, answer: bytes, send: Send) -> None:
-        await respond(send, status, answer, request.answer_headers)
+        await respond(request.scope, send, status, answer, request.answer_headers)
 
     async def _refuse(self, request: Request, error: GatewayError, send: Send) -> None:
         self.refused(request, str(error.status), error.type)
         error.headers += tuple(request.answer_headers)
-        await error.respond(send)
+        await error.respond(request.scope, send)
 
     def _admit(self, request: Request) -> tuple[Caller, Sequence[Limit]]:
         """Who calls, and what quotas that is subject to. Raises NotFound, Unauthorized, Forbidden, InvalidEvent."""
@@ -161,7 +161,7 @@ class Preflight:
             if origin is not None:
                 headers += cors.preflight(owner.allowed_origins, origin, self._method)
         except GatewayError as error:
-            await error.respond(send)
+            await error.respond(request.scope, send)
         else:
             await send({"type": "http.response.start", "status": 204, "headers": headers})
             await send({"type": "http.response.body"})

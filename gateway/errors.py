@@ -25,7 +25,7 @@ from typing import Any
 
 import orjson
 
-from gateway.asgi import Header, Send, respond
+from gateway.asgi import Header, Scope, Send, respond
 from schemas.validation import Detail
 
 
@@ -61,8 +61,8 @@ class GatewayError(Exception):
     def body(self) -> bytes:
         return orjson.dumps({"success": False, "status": self.status, "error": self.payload()})
 
-    async def respond(self, send: Send) -> None:
-        await respond(send, self.status, self.body(), self.headers)
+    async def respond(self, scope: Scope, send: Send) -> None:
+        await respond(scope, send, self.status, self.body(), self.headers)
 
 
 class InvalidEvent(GatewayError):

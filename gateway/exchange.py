@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from gateway.asgi import ASGIApp, Header, Message, Scope
+from gateway.asgi import WHOLE, ASGIApp, Header, Message, Scope
 from gateway.errors import InternalError
 
 log = structlog.get_logger(__name__)
@@ -130,6 +130,10 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Raises RuntimeError for what is out of order, or would break out of its header."""
+        if message["type"] == WHOLE and self._head is None:
+            self._head = message
+            self._answer(message["status"], message["headers"], message["body"])
+            return
         if message["type"] == "http.response.start":
             if self._head is not None:
                 raise RuntimeError("an answer has one head")

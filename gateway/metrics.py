@@ -1,6 +1,7 @@
 """Every metric of the gateway, declared once. Right with several workers too (prometheus multiprocess mode)."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import (
@@ -72,11 +73,20 @@ class Metrics:
             registry=registry,
         )
 
+        self._of_batches = cache(
+            lambda stream, outcome: (
+                self._published.labels(stream, outcome),
+                self._publish_s.labels(stream),
+                self._batch_records.labels(stream),
+            )
+        )
+
     def batch(self, stream: str, outcome: str, records: int, seconds: float) -> None:
         """A batch has its outcome. Called once a batch, so that no event pays for it."""
-        self._published.labels(stream, outcome).inc(records)
-        self._publish_s.labels(stream).observe(seconds)
-        self._batch_records.labels(stream).observe(records)
+        published, publish_s, batch_records = self._of_batches(stream, outcome)
+        published.inc(records)
+        publish_s.observe(seconds)
+        batch_records.observe(records)
 
     def spool(self, records: int, bytes_: int) -> None:
         self._spool_records.set(records)

@@ -35,6 +35,7 @@ START_S_MAX = 2.0
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_BACKOFF_S = (0.2, 5.0)
 LEADER_RETRY_S = 0.1
+TURNS_MAX = 12  # of the event loop, that a batch waits for more
 
 
 T = TypeVar("T")
@@ -147,7 +148,7 @@ class KafkaPublisher:
         self._metrics = metrics
         self.settled = settled
         self._topics = tuple(topics)
-        self._waiting: dict[Lane, deque[Batch]] = {}
+        self._waiting: dict[tuple[str, int | None], deque[Batch]] = {}  # by Lane
         self._next_partition = dict.fromkeys(self._topics, 0)
         self._pending_bytes = 0
         self._producer: AIOKafkaProducer | None = None
@@ -182,15 +183,14 @@ class KafkaPublisher:
         partition = record.partition
         if partition is None and (replay or record.scope is not None):
             partition = _partition_of_key(producer, record)
-        lane = Lane(record.topic, partition)
-        waiting = self._waiting.get(lane)
+        waiting = self._waiting.get((record.topic, partition))
         if waiting is None:
-            waiting = self._waiting[lane] = deque()
+            waiting = self._waiting[Lane(record.topic, partition)] = deque()
         batch = waiting[-1] if waiting else None
         if batch is None or batch.replay is not replay or not _append(batch, record):
             if size > self._batch_bytes_max:
                 raise PublisherRefusal("record_too_large", "The record is larger than a batch may be")
-            batch = Batch(lane, replay, producer.create_batch(), self._loop)
+            batch = Batch(Lane(record.topic, partition), replay, producer.create_batch(), self._loop)
             _append(batch, record)
             batch.timer = self._loop.call_later(self._deadline_s, self._expire, batch)
             waiting.append(batch)
@@ -221,10 +221,17 @@ class KafkaPublisher:
             await _close(producer, max(0.0, ends_at - self._loop.time()))
 
     def _dispatch_soon(self) -> None:
-        """On the loop's next turn, so that everything that arrives in this one goes together."""
+        """On the first turn of the loop that brings no more records, so that what arrives together goes together: the
+        callers of the last batch, who have just had their answers, send their next events in a few turns."""
         if not self._dispatch_due:
             self._dispatch_due = True
-            self._loop.call_soon(self._dispatch)
+            self._loop.call_soon(self._await_quiet, TURNS_MAX, self._pending_bytes)
+
+    def _await_quiet(self, turns: int, pending_bytes: int) -> None:
+        if turns and self._pending_bytes != pending_bytes:
+            self._loop.call_soon(self._await_quiet, turns - 1, self._pending_bytes)
+        else:
+            self._dispatch()
 
     def _dispatch(self) -> None:
         """Send waiting batches to free partitions of free brokers, round robin; who has sent is last next time."""

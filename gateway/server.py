@@ -20,12 +20,13 @@ import re
 from collections import deque
 from typing import Any
 from urllib.parse import unquote
+from weakref import WeakKeyDictionary
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gateway.asgi import Header
+from gateway.asgi import WHOLE, Header
 from gateway.errors import BadRequest, GatewayError, HeadTooLarge, RequestTimeout, Unavailable
 from gateway.exchange import Exchange
 
@@ -39,8 +40,34 @@ _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)  # in no JSON: a string h
 _IGNORED = b"\r\nignored:"  # as long, so that a body's length stays true
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Unavailable"}
 
-_buffer = bytearray(READ_BYTES_MAX)  # all connections': what is read into it is parsed before anything else is read
-_view = memoryview(_buffer)
+
+class Shared:
+    """What all connections of a server share.
+
+    `buffer` is where they read to: what comes is parsed before anything else is read. Answers wait in a queue until all
+    that the loop has to do in this turn is done, and leave together: the answers to a Kafka batch, one behind the
+    other, wake a caller who has many connections once, and not once each.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.buffer = bytearray(READ_BYTES_MAX)
+        self.view = memoryview(self.buffer)
+        self._loop = loop
+        self._queue: list[tuple[asyncio.Transport, bytes]] = []
+
+    def write(self, transport: asyncio.Transport, data: bytes) -> None:
+        if not self._queue:
+            self._loop.call_soon(self.flush)
+        self._queue.append((transport, data))
+
+    def flush(self) -> None:
+        queue, self._queue = self._queue, []
+        for transport, data in queue:
+            if not transport.is_closing():
+                transport.write(data)
+
+
+_shared: WeakKeyDictionary[ServerState, Shared] = WeakKeyDictionary()
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
@@ -57,6 +84,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._app = config.loaded_app
         self._state = server_state
         self._loop = _loop or asyncio.get_running_loop()
+        shared = _shared.get(server_state)
+        if shared is None:
+            shared = _shared[server_state] = Shared(self._loop)
+        self._shared = shared
         self._parser = httptools.HttpRequestParser(self)
         # Or else what follows a request with `Connection: close` would be answered 400, ahead of that one's answer.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -81,6 +112,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
             "client": (str(peer[0]), int(peer[1])) if peer else None,
             "scheme": "http",
             "root_path": "",
+            "extensions": {WHOLE: {}},
+            # Of each request. That the names are there makes a copy that need not grow.
+            "method": "",
+            "path": "",
+            "raw_path": b"",
+            "query_string": b"",
+            "headers": [],
         }
         self._state.connections.add(self)  # type: ignore[arg-type]
         self._deadline = self._loop.time() + REQUEST_S_MAX
@@ -100,15 +138,16 @@ class HttpProtocol(asyncio.BufferedProtocol):
         return self._state.default_headers
 
     def write(self, data: bytes) -> None:
-        self._transport.write(data)
+        self._shared.write(self._transport, data)
 
     def get_buffer(self, sizehint: int) -> bytearray:
-        return _buffer
+        return self._shared.buffer
 
     def buffer_updated(self, size: int) -> None:
         """An upgrade header whose name two segments share is missed: then the body is empty, and the answer 422."""
-        data: memoryview | bytes = _view[:size]
-        if _buffer.find(b"pgrade:", 0, size) >= 0 or _buffer.find(b"PGRADE:", 0, size) >= 0:
+        data: memoryview | bytes = self._shared.view[:size]
+        find = self._shared.buffer.find
+        if find(b"pgrade:", 0, size) >= 0 or find(b"PGRADE:", 0, size) >= 0:
             data = _UPGRADE.sub(_IGNORED, data)
         try:
             self._parser.feed_data(data)
@@ -147,7 +186,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             path, _, query = path.partition(b"?")
         scope = self._scope.copy()
         scope["method"] = parser.get_method().decode("ascii")
-        scope["path"] = unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii")
+        text = path.decode("ascii")
+        scope["path"] = unquote(text) if "%" in text else text
         scope["raw_path"] = path
         scope["query_string"] = query
         scope["headers"] = self._headers
@@ -249,13 +289,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
         head = [b"HTTP/1.1 %d %b" % (error.status, _REASONS[error.status])]
         head += [b"%b: %b" % header for header in error.headers if header[0] != b"connection"]
         head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
-        self._transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        self.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
         self._close()
 
     def _close(self) -> None:
         """As soon as everything is written, or has waited REQUEST_S_MAX for it."""
         self._cut_off()
         self._deadline = self._loop.time() + REQUEST_S_MAX
+        self._shared.flush()
         self._transport.close()
 
     def _cut_off(self) -> None:
