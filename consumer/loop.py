@@ -112,10 +112,10 @@ class Consumer:
     async def _turn(self) -> None:
         """One poll. Raises OutOfRange or KafkaUnavailable."""
         self._hold_back()
-        for partition, records in (await self._source.poll(POLL_TIMEOUT_MS)).items():
+        for partition, slabs in (await self._source.poll(POLL_TIMEOUT_MS)).items():
             worker = self._workers.get(partition)
             if worker is not None:
-                worker.feed(records)
+                worker.feed(slabs)
         for partition, worker in list(self._workers.items()):
             # Where offsets hold no record (control records, compacted ones), only the position tells.
             position = await self._source.position(partition)

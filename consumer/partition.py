@@ -18,7 +18,7 @@ from consumer.landing import Claim, Landing
 from consumer.ledger import Intent, Ledger
 from consumer.metrics import Metrics
 from consumer.repeats import Window
-from consumer.source import ConsumerRecord, TopicPartition
+from consumer.source import Slab, TopicPartition
 
 log = structlog.get_logger(__name__)
 
@@ -89,9 +89,11 @@ class PartitionWorker:
         """Whether feeding should pause. A replay is read to its end, however large its batch was then."""
         return self._filling.full and self._replay_is_read()
 
-    def feed(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
+    def feed(self, slabs: Sequence[Slab]) -> None:
         forgotten = self._window.forgotten if self._window else 0
-        self._filling.add(records, time.monotonic())
+        now = time.monotonic()
+        for slab in slabs:
+            self._filling.add(slab.records, now, slab.newest_ms)
         if self._window and self._window.forgotten > forgotten:
             self._metrics.ids_forgotten.labels(self.partition.topic).inc(self._window.forgotten - forgotten)
         self._changed.set()
@@ -178,14 +180,14 @@ class PartitionWorker:
             first=batch.range.first,
             end=batch.range.end,
         )
-        self._metrics.replayed_rows.labels(self.partition.topic).inc(len(batch.rows))
+        self._metrics.replayed_rows.labels(self.partition.topic).inc(batch.block.count)
         await self._insert(batch, sent_before=True)
 
     async def _insert(self, batch: Batch, *, sent_before: bool) -> None:
         assert self._intent is not None
         token = self._ledger.token(self.partition, batch, self._intent)
         claim = Claim(self.partition, token, self._intent, sent_before, self._prove)
-        self._inserting_bytes = sum(map(len, batch.rows))
+        self._inserting_bytes = batch.block.bytes
         try:
             await self._landing.land(claim, batch)
         finally:

@@ -22,14 +22,24 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 
+from consumer.raw_batches import SLAB_RECORDS, Slab, hand_on_slabs
 from consumer.settings import ConsumerSettings
 from schemas import kafka
 
-__all__ = ["ConsumerRecord", "Fenced", "KafkaSource", "KafkaUnavailable", "Listener", "OutOfRange", "TopicPartition"]
+__all__ = [
+    "ConsumerRecord",
+    "Fenced",
+    "KafkaSource",
+    "KafkaUnavailable",
+    "Listener",
+    "OutOfRange",
+    "Slab",
+    "TopicPartition",
+]
 
 log = structlog.get_logger(__name__)
 
-POLL_RECORDS_MAX = 10_000  # bounds the time between two turns of the event loop
+POLL_SLABS_MAX = 10_000 // SLAB_RECORDS  # bounds the time between two turns of the event loop
 CLOSE_TIMEOUT_S = 10.0
 FETCH_BYTES_MAX = 16_777_216
 PARTITION_FETCH_BYTES_MAX = 4_194_304
@@ -99,6 +109,7 @@ class KafkaSource:
             )
             self._consumer.subscribe(self._topics, listener=_Rebalance(listener))
             await self._consumer.start()
+            hand_on_slabs(self._consumer)
         except (KafkaError, OSError) as error:
             await self.stop()
             raise KafkaUnavailable(repr(error)) from error
@@ -116,11 +127,11 @@ class KafkaSource:
         except (KafkaError, OSError, TimeoutError) as error:
             log.warning("kafka did not let go in time", error=repr(error))
 
-    async def poll(self, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
-        """Records by partition, POLL_RECORDS_MAX at most. Raises OutOfRange or KafkaUnavailable."""
+    async def poll(self, timeout_ms: int) -> dict[TopicPartition, list[Slab]]:
+        """Records by partition, POLL_SLABS_MAX slabs at most. Raises OutOfRange or KafkaUnavailable."""
         try:
-            records: dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]] = await self._started.getmany(
-                timeout_ms=timeout_ms, max_records=POLL_RECORDS_MAX
+            slabs: dict[TopicPartition, list[Slab]] = await self._started.getmany(
+                timeout_ms=timeout_ms, max_records=POLL_SLABS_MAX
             )
         except NoOffsetForPartitionError:
             return {}  # a group without commits, met before the ledger's seek; the next poll has a position
@@ -128,7 +139,7 @@ class KafkaSource:
             raise OutOfRange(set(error.args[0])) from error
         except KafkaError as error:
             raise KafkaUnavailable(repr(error)) from error
-        return records
+        return slabs
 
     async def commit(self, partition: TopicPartition, offset: int, metadata: str) -> None:
         """One attempt. Raises Fenced or KafkaUnavailable."""
