@@ -1,47 +1,35 @@
 """Pure: the text of one INSERT, and where in it each row lies.
 
-Rows are made of many records at once, which costs a quarter of making them one by one; nobody needs a list of them
-unless something goes wrong. What is known of them are runs: rows of consecutive offsets, a line each.
+Rows are made of many records at once, which costs a quarter of making them one by one. Nobody needs a list of them
+unless something goes wrong: till then all that is known is which offsets follow each other.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import Self, TypeGuard
+from typing import NamedTuple, Self, TypeGuard
 
 _FIRST, _LAST, _ALL_BUT_LAST = itemgetter(0), itemgetter(-1), itemgetter(slice(None, -1))
 _OPENING, _CLOSING = {b"{"[0]}, {b"}"[0]}
 
 
-@dataclass(slots=True)
-class Run:
-    """`count` rows of the offsets from `first` on, a line each; `text` holds them."""
+class Run(NamedTuple):
+    """Rows of the offsets [first, end), as `text` holds them."""
 
     first: int
-    count: int
+    end: int
     text: bytes
-
-    def lines(self) -> list[bytes]:
-        """The rows, each with its newline. One by itself may be of several lines: JSON lets it."""
-        if self.count == 1:
-            return [self.text]
-        return [line + b"\n" for line in self.text.split(b"\n")[:-1]]
-
-    def cut(self, count: int) -> "tuple[Run, Run]":
-        lines = self.lines()
-        head, rest = b"".join(lines[:count]), b"".join(lines[count:])
-        return Run(self.first, count, head), Run(self.first + count, self.count - count, rest)
 
 
 class Block:
-    """Rows in order of offset. A row is its record with two more columns, `kafka_partition` and `kafka_offset`."""
+    """Rows in order of offset. A row is its record with two more columns, `kafka_partition` and `kafka_offset`, and
+    a newline."""
 
     def __init__(self, partition: int, runs: Sequence[Run] = ()) -> None:
         self._partition = partition
-        self._row = b'%%b,"kafka_partition":%d,"kafka_offset":%%d}\n' % partition
+        self._place = b',"kafka_partition":%d,"kafka_offset":' % partition
         self._runs = list(runs)
-        self.count = sum(run.count for run in runs)
+        self.count = sum(run.end - run.first for run in runs)
         self.bytes = sum(len(run.text) for run in runs)
 
     def extend(self, values: Sequence[bytes], first: int) -> None:
@@ -50,17 +38,10 @@ class Block:
         fields: list[object] = [None] * (2 * count)
         fields[::2] = map(_ALL_BUT_LAST, values)
         fields[1::2] = range(first, first + count)
-        text = self._row * count % tuple(fields)
-        if text.count(b"\n") == count:
-            self._add(Run(first, count, text))
-        else:
-            for offset, value in enumerate(values, first):
-                self._add(Run(offset, 1, self._row % (value[:-1], offset)))
-
-    def _add(self, run: Run) -> None:
-        self._runs.append(run)
-        self.count += run.count
-        self.bytes += len(run.text)
+        text = (b"%b" + self._place + b"%d}\n") * count % tuple(fields)
+        self._runs.append(Run(first, first + count, text))
+        self.count += count
+        self.bytes += len(text)
 
     @property
     def text(self) -> bytes:
@@ -70,31 +51,45 @@ class Block:
     @property
     def offsets(self) -> list[int]:
         """Of each row."""
-        return [offset for run in self._runs for offset in range(run.first, run.first + run.count)]
+        return [offset for run in self._runs for offset in range(run.first, run.end)]
 
     @property
     def rows(self) -> list[bytes]:
-        """Each with its newline."""
-        return [line for run in self._runs for line in run.lines()]
+        """One by one."""
+        return [row for run in self._runs for row in self._rows(run)]
 
     @property
     def head(self) -> bytes:
         """Of the first row what its record has given; nothing if there is none."""
         if not self._runs:
             return b""
-        row = self._runs[0].lines()[0]
-        return row[: row.rindex(b',"kafka_partition":%d,' % self._partition)]
+        row = self._rows(self._runs[0])[0]
+        return row[: row.rindex(self._place)]
+
+    def _rows(self, run: Run) -> list[bytes]:
+        lines = [line + b"\n" for line in run.text.split(b"\n")[:-1]]
+        if len(lines) == run.end - run.first:
+            return lines
+        # JSON may have several lines, though no gateway writes it so.
+        rows, start = [], 0
+        for offset in range(run.first, run.end):
+            last = b"%b%d}\n" % (self._place, offset)
+            end = run.text.find(last, start) + len(last)
+            rows.append(run.text[start:end])
+            start = end
+        return rows
 
     def end_at(self, rows_max: int, bytes_max: int) -> int | None:
         """The offset behind the row that reaches one of these; None if none does."""
         count = size = 0
         for run in self._runs:
-            if count + run.count < rows_max and size + len(run.text) < bytes_max:
-                count += run.count
+            rows = run.end - run.first
+            if count + rows < rows_max and size + len(run.text) < bytes_max:
+                count += rows
                 size += len(run.text)
                 continue
-            for index, line in enumerate(run.lines(), 1):
-                size += len(line)
+            for index, row in enumerate(self._rows(run), 1):
+                size += len(row)
                 if count + index >= rows_max or size >= bytes_max:
                     return run.first + index
         return None
@@ -103,16 +98,16 @@ class Block:
         """The rows before offset `end`, and the others."""
         index = bisect_left(self._runs, end, key=attrgetter("first"))
         head, rest = self._runs[:index], self._runs[index:]
-        if head and head[-1].first + head[-1].count > end:
+        if head and head[-1].end > end:
             last = head.pop()
-            before, behind = last.cut(end - last.first)
-            head.append(before)
-            rest.insert(0, behind)
+            rows, count = self._rows(last), end - last.first
+            head.append(Run(last.first, end, b"".join(rows[:count])))
+            rest.insert(0, Run(end, last.end, b"".join(rows[count:])))
         return type(self)(self._partition, head), type(self)(self._partition, rest)
 
     def of(self, rows: Iterable[tuple[int, bytes]]) -> Self:
         """A block of the same partition, of these offsets and rows."""
-        return type(self)(self._partition, [Run(offset, 1, row) for offset, row in rows])
+        return type(self)(self._partition, [Run(offset, offset + 1, row) for offset, row in rows])
 
     def without(self, offsets: Set[int]) -> Self:
         """Less the rows of these offsets."""

@@ -8,6 +8,7 @@ aiokafka's own code, which takes each batch here for one record, at its last off
 The version is pinned, and `tests/unit/test_raw_batches.py` says what has moved when another one is tried.
 """
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class _Fetched(OrderedDict[TopicPartition, Any]):
 
 class _Slabs(PartitionRecords):  # type: ignore[misc]
     def __init__(self, fetched: PartitionRecords) -> None:
+        fetched._records_iterator = None  # would keep itself, and all that was fetched, until the collector comes
         super().__init__(
             fetched._tp,
             _Batches(fetched._records),
@@ -62,17 +64,7 @@ class _Slabs(PartitionRecords):  # type: ignore[misc]
         )
 
     def _unpack_records(self) -> Iterator[Slab]:
-        """`next_fetch_offset` is behind what has been yielded, whenever something is."""
-        records: list[Any] = []
-        newest_ms = -1
-        for slab in super()._unpack_records():
-            records += slab.records
-            newest_ms = max(newest_ms, slab.newest_ms)
-            if len(records) >= SLAB_RECORDS:
-                yield Slab(records, newest_ms)
-                records, newest_ms = [], -1
-        if records:
-            yield Slab(records, newest_ms)
+        return _slabs(weakref.proxy(self))  # for the same reason: what is paused is thrown away half read
 
     def _consumer_record(self, tp: TopicPartition, batch: "_Batch") -> Slab:
         """What aiokafka would make a ConsumerRecord of. A batch may begin before the offset that was asked for."""
@@ -81,6 +73,20 @@ class _Slabs(PartitionRecords):  # type: ignore[misc]
             records = [record for record in records if record.offset >= first]
         newest_ms = batch.newest_ms
         return Slab(records, max(r.timestamp or 0 for r in records) if newest_ms is None else newest_ms)
+
+
+def _slabs(fetched: Any) -> Iterator[Slab]:
+    """`next_fetch_offset` is behind what has been yielded, whenever something is."""
+    records: list[Any] = []
+    newest_ms = -1
+    for slab in PartitionRecords._unpack_records(fetched):
+        records += slab.records
+        newest_ms = max(newest_ms, slab.newest_ms)
+        if len(records) >= SLAB_RECORDS:
+            yield Slab(records, newest_ms)
+            records, newest_ms = [], -1
+    if records:
+        yield Slab(records, newest_ms)
 
 
 class _Batches:

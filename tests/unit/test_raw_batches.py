@@ -1,9 +1,11 @@
 """Slabs hold what aiokafka's own `PartitionRecords` gives, and lean on names that are still there."""
 
+import gc
 import importlib.metadata
 import inspect
 import struct
 import tomllib
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +109,7 @@ def test_the_private_names_are_where_they_were() -> None:
         for owner, text in (
             (fetcher.Fetcher, "self._records = collections.OrderedDict()"),
             (fetcher.Fetcher, "self._records[tp] = FetchResult("),
+            (PartitionRecords.__init__, "self._records_iterator = self._unpack_records()"),
             (AIOKafkaConsumer, "self._fetcher = Fetcher("),
             (PartitionRecords._unpack_records, "consumer_record = self._consumer_record(tp, record)"),
             (PartitionRecords._unpack_records, "self.next_fetch_offset = record.offset + 1"),
@@ -163,6 +166,22 @@ def test_errors_of_fetches_pass_and_so_does_what_comes_later() -> None:
     held[TP] = FetchResult(TP, assignment=None, partition_records=partition_records(batch([4, 5])), backoff=0)
     [slab] = held[TP]._partition_records
     assert [record.offset for record in slab.records] == [4, 5]
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_what_is_thrown_away_is_gone_without_the_collector(is_read: bool) -> None:
+    """It holds megabytes, and the collector rests."""
+    fetched = partition_records(b"".join(batch(list(range(n, n + SLAB_RECORDS))) for n in (0, SLAB_RECORDS)))
+    slabs = slabs_of(fetched)
+    if is_read:
+        next(slabs)
+    gone = weakref.ref(fetched), weakref.ref(slabs)
+    gc.disable()
+    try:
+        del fetched, slabs
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 batches = st.lists(
