@@ -102,6 +102,10 @@ class Filling:
         return self._position <= self._first
 
     @property
+    def rows(self) -> int:
+        return self._block.count
+
+    @property
     def bytes(self) -> int:
         return self._block.bytes
 
@@ -109,6 +113,11 @@ class Filling:
     def full(self) -> bool:
         limits = self._limits
         return self._block.count + len(self._repeats) >= limits.rows_max or self._block.bytes >= limits.bytes_max
+
+    @property
+    def age_s(self) -> float:
+        """At which the batch closes."""
+        return self._limits.age_s
 
     def ready_at(self) -> float:
         """The time at which the batch closes by age, on the clock that `add` was given."""

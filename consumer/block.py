@@ -44,9 +44,9 @@ class Block:
         self.bytes += len(text)
 
     @property
-    def text(self) -> bytes:
-        """All rows."""
-        return b"".join([run.text for run in self._runs])
+    def texts(self) -> list[bytes]:
+        """All rows, in any number of parts."""
+        return [run.text for run in self._runs]
 
     @property
     def offsets(self) -> list[int]:

@@ -6,7 +6,7 @@ lasts one batch probes for all partitions, so that a server that comes back is n
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -34,10 +34,11 @@ class Inserter:
         self._probe = asyncio.Lock()
         self.unready_reason: str | None = None
 
-    async def insert(self, table: str, text: bytes, rows: int, token: str) -> None:
-        """One attempt at one block. Raises RowRejected (a row is at fault) or ClickHouseUnavailable."""
+    async def insert(self, table: str, texts: Sequence[bytes], rows: int, token: str) -> None:
+        """One attempt at one block, whose rows are those of all texts. They are joined when there is a thread to send
+        them. Raises RowRejected (a row is at fault) or ClickHouseUnavailable."""
         started = time.monotonic()
-        await self.call(self._clickhouse.insert, table, text, token)
+        await self.call(lambda: self._clickhouse.insert(table, b"".join(texts), token))
         self._metrics.inserted(table, rows, time.monotonic() - started)
 
     async def insist(self, table: str, attempt: Callable[[], Awaitable[T]]) -> T:

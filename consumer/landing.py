@@ -167,7 +167,7 @@ class Landing:
                 return await self._insert_again(claim, block)
             claim.sent_before = True
             try:
-                await self._inserter.insert(table, block.text, block.count, claim.token)
+                await self._inserter.insert(table, block.texts, block.count, claim.token)
             except RowRejected:
                 claim.sent_before = False
                 raise
@@ -184,7 +184,7 @@ class Landing:
         )
         token = claim.token if len(outstanding) == len(rows) else rest_token(claim.token, outstanding)
         if outstanding:
-            await self._inserter.insert(table, b"".join(outstanding), len(outstanding), token)
+            await self._inserter.insert(table, outstanding, len(outstanding), token)
         await self._lost_rows.put_back(claim.partition, offsets, rows, claim.prove)
 
     async def _examine(self, table: str, rows: list[bytes]) -> tuple[list[bytes], dict[int, RowRejected]]:

@@ -5,7 +5,7 @@ what you hold) or `KafkaUnavailable` (try again), and assignment changes reach o
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 import structlog
@@ -40,6 +40,7 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 POLL_SLABS_MAX = 10_000 // SLAB_RECORDS  # bounds the time between two turns of the event loop
+NONE = TopicPartition("", -1)  # stands for no partition in `getmany`, which takes none for all of them
 CLOSE_TIMEOUT_S = 10.0
 FETCH_BYTES_MAX = 16_777_216
 PARTITION_FETCH_BYTES_MAX = 4_194_304
@@ -127,11 +128,15 @@ class KafkaSource:
         except (KafkaError, OSError, TimeoutError) as error:
             log.warning("kafka did not let go in time", error=repr(error))
 
-    async def poll(self, timeout_ms: int) -> dict[TopicPartition, list[Slab]]:
-        """Records by partition, POLL_SLABS_MAX slabs at most. Raises OutOfRange or KafkaUnavailable."""
+    async def poll(self, timeout_ms: int, partitions: Collection[TopicPartition]) -> dict[TopicPartition, list[Slab]]:
+        """Records of these partitions, POLL_SLABS_MAX slabs at most. Raises OutOfRange or KafkaUnavailable.
+
+        What has been fetched of others is kept: aiokafka would throw away what it has of a paused partition, and
+        fetch it again.
+        """
         try:
             slabs: dict[TopicPartition, list[Slab]] = await self._started.getmany(
-                timeout_ms=timeout_ms, max_records=POLL_SLABS_MAX
+                *(partitions or (NONE,)), timeout_ms=timeout_ms, max_records=POLL_SLABS_MAX
             )
         except NoOffsetForPartitionError:
             return {}  # a group without commits, met before the ledger's seek; the next poll has a position

@@ -20,14 +20,14 @@ def test_a_block_is_its_rows() -> None:
     block = block_of(range(3), range(3, 4), range(7, 9))
     assert block.offsets == [0, 1, 2, 3, 7, 8]
     assert block.rows == [ROWS[offset] for offset in block.offsets]
-    assert block.text == b"".join(block.rows)
-    assert (block.count, block.bytes) == (6, len(block.text))
+    assert b"".join(block.texts) == b"".join(block.rows)
+    assert (block.count, block.bytes) == (6, sum(map(len, block.rows)))
     assert block.head == b'{"n":0'
 
 
 def test_no_rows() -> None:
     block = Block(2)
-    assert (block.text, block.rows, block.offsets, block.count, block.head) == (b"", [], [], 0, b"")
+    assert (block.texts, block.rows, block.offsets, block.count, block.head) == ([], [], [], 0, b"")
     assert block.end_at(1, 1) is None
 
 
@@ -65,13 +65,13 @@ def test_rows_of_several_lines_stay_apart() -> None:
         ROWS[1],
         b'{\n\n"n":2\n,"kafka_partition":2,"kafka_offset":2}\n',
     ]
-    assert [part.text for part in block.cut(1)] == [block.rows[0], block.rows[1] + block.rows[2]]
+    assert [part.rows for part in block.cut(1)] == [block.rows[:1], block.rows[1:]]
 
 
 def test_some_rows_can_be_left_out() -> None:
     block = block_of(range(5)).without({1, 4, 9})
-    assert (block.offsets, block.text, block.count) == ([0, 2, 3], ROWS[0] + ROWS[2] + ROWS[3], 3)
-    assert block.of([(3, ROWS[3])]).text == ROWS[3]
+    assert (block.offsets, block.texts, block.count) == ([0, 2, 3], [ROWS[0], ROWS[2], ROWS[3]], 3)
+    assert block.of([(3, ROWS[3])]).texts == [ROWS[3]]
 
 
 @pytest.mark.parametrize("value", [None, b"", b"{", b"}", b"[1]", b'{"cut":', b' {"n":1}', b'{"n":1}\n'])
