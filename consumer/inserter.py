@@ -35,10 +35,10 @@ class Inserter:
         self.unready_reason: str | None = None
 
     async def insert(self, table: str, texts: Sequence[bytes], rows: int, token: str) -> None:
-        """One attempt at one block, whose rows are those of all texts. They are joined when there is a thread to send
-        them. Raises RowRejected (a row is at fault) or ClickHouseUnavailable."""
+        """One attempt at one block, whose rows are those of all texts. Raises RowRejected (a row is at fault) or
+        ClickHouseUnavailable."""
         started = time.monotonic()
-        await self.call(lambda: self._clickhouse.insert(table, b"".join(texts), token))
+        await self.call(self._clickhouse.insert, table, texts, token)
         self._metrics.inserted(table, rows, time.monotonic() - started)
 
     async def insist(self, table: str, attempt: Callable[[], Awaitable[T]]) -> T:
