@@ -2,8 +2,8 @@
 
 For each record `getmany` makes a ConsumerRecord, walks a generator and notes a position: two thirds of what a row costs
 its consumer. What parses a record batch is compiled, and quick. So a batch is handed on as the list that it is parsed
-into, and small ones are joined to slabs. CRCs, aborted transactions, control records, gaps and positions are left to
-aiokafka's own code, which takes each batch here for one record, at its last offset.
+into, small ones joined and large ones cut to slabs. CRCs, aborted transactions, control records, gaps and positions are
+left to aiokafka's own code, which takes each batch here for one record, at its last offset.
 
 The version is pinned, and `tests/unit/test_raw_batches.py` says what has moved when another one is tried.
 """
@@ -18,12 +18,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 
 SLAB_RECORDS = 500
-"""At which a slab is handed on. More would not fit the processor's cache when rows are made of it."""
+"""More would not fit the processor's cache when rows are made of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """Records of one partition in order of offset, not empty; at most SLAB_RECORDS and one batch.
+    """1 to SLAB_RECORDS records of one partition, in order of offset.
 
     They have `offset`, `timestamp`, `key`, `value` and `headers`, as aiokafka's parser makes them. `newest_ms` is
     the newest of their timestamps, or of those of their batches.
@@ -76,13 +76,19 @@ class _Slabs(PartitionRecords):  # type: ignore[misc]
 
 
 def _slabs(fetched: Any) -> Iterator[Slab]:
-    """`next_fetch_offset` is behind what has been yielded, whenever something is."""
+    """Whenever something is yielded, `next_fetch_offset` is behind it, and before what is left of its batch."""
     records: list[Any] = []
     newest_ms = -1
-    for slab in PartitionRecords._unpack_records(fetched):
-        records += slab.records
-        newest_ms = max(newest_ms, slab.newest_ms)
-        if len(records) >= SLAB_RECORDS:
+    for batch in PartitionRecords._unpack_records(fetched):
+        records += batch.records
+        newest_ms = max(newest_ms, batch.newest_ms)
+        behind = fetched.next_fetch_offset
+        while len(records) > SLAB_RECORDS:
+            head, records = records[:SLAB_RECORDS], records[SLAB_RECORDS:]
+            fetched.next_fetch_offset = records[0].offset
+            yield Slab(head, newest_ms)
+        fetched.next_fetch_offset = behind
+        if len(records) == SLAB_RECORDS:
             yield Slab(records, newest_ms)
             records, newest_ms = [], -1
     if records:

@@ -125,16 +125,17 @@ def test_the_private_names_are_where_they_were() -> None:
     assert not moved, f"aiokafka has moved what consumer/raw_batches.py leans on: {'; '.join(moved)}"
 
 
-def test_small_batches_are_joined_and_large_ones_stay_whole() -> None:
+def test_small_batches_are_joined_and_large_ones_cut() -> None:
+    """A poll is bounded by their number, whatever the batches are."""
     small, large = [batch([n]) for n in range(3)], batch(list(range(3, 3 + 2 * SLAB_RECORDS)))
-    slabs = list(slabs_of(partition_records(b"".join([*small, large, batch([9_000]), batch([9_001])]))))
-    assert [len(slab.records) for slab in slabs] == [3 + 2 * SLAB_RECORDS, 2]
-    assert [slab.newest_ms for slab in slabs] == [NOW_MS + 2 + 2 * SLAB_RECORDS, NOW_MS + 9_001]
+    slabs = list(slabs_of(partition_records(b"".join([*small, large, batch([9_000])]))))
+    assert [len(slab.records) for slab in slabs] == [SLAB_RECORDS, SLAB_RECORDS, 4]
+    assert slabs[-1].newest_ms == NOW_MS + 9_000
 
 
 def test_positions_move_with_what_is_handed_on() -> None:
     """Else a poll that ends between two slabs would skip records, or give them twice."""
-    sizes = [SLAB_RECORDS - 1, 1, SLAB_RECORDS, 5]
+    sizes = [SLAB_RECORDS - 1, 1, SLAB_RECORDS, 5, 3 * SLAB_RECORDS, 2]
     starts = [sum(sizes[:n]) for n in range(len(sizes))]
     log = b"".join(batch(list(range(first, first + size))) for first, size in zip(starts, sizes, strict=True))
     slabs = slabs_of(partition_records(log))
@@ -234,6 +235,9 @@ def test_the_records_are_those_that_aiokafka_gives(
         slabs = slabs_of(partition_records(log, start, aborted, isolation))
         found = []
         for slab in slabs:
+            position = slabs.next_fetch_offset
+            assert [r for r in expected if r[0] < position] == found + [fields(record) for record in slab.records]
+            assert len(slab.records) <= slab_records
             assert slab.newest_ms >= max(record.timestamp for record in slab.records)
             found += [fields(record) for record in slab.records]
     assert found == expected
