@@ -160,6 +160,7 @@ class PartitionWorker:
     async def _insert_filled(self) -> None:
         """By itself, so that nothing holds on to the batch while the next one fills."""
         batch, self._hurried = self._filling.take(), False
+        self._inserting_bytes = batch.block.bytes  # while Kafka takes its time for the commit, too
         self._intent = Intent((batch.range,), time.time_ns() // 1_000_000)
         self._proven_at = 0.0
         await self._prove()
