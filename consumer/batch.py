@@ -4,16 +4,18 @@ A batch is a range [first, end) of offsets and the rows in it. Ranges are contig
 the last one ended, so offsets that hold no record (control records, compacted ones), or a repeat, belong to one too.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import NamedTuple, Protocol, Self
 from zlib import crc32
 
+from consumer.block import Block, are_objects, is_object
 from consumer.repeats import Checkpoint, MarkedRecord, Verdict, Window
 
 NEVER_MS = 2**63
 NOTHING: frozenset[bytes] = frozenset()
+_VALUE, _HEADERS, _KEY, _TIMESTAMP = map(attrgetter, ("value", "headers", "key", "timestamp"))
 
 
 class Record(MarkedRecord, Protocol):
@@ -49,14 +51,13 @@ class Suspect(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """`rows[i]` is the row, with its newline, of the record at `offsets[i]`. `malformed` holds the offsets of
-    records that are no JSON object at all, `repeats` those of records that are no row again; `suspects` are among the
-    rows. `fingerprint` is the CRC-32 of the first row's record, `newest_ms` the time of the last record, epoch ms."""
+    """`malformed` holds the offsets of records that are no JSON object at all, `repeats` those of records that are no
+    row again; `suspects` are among the rows. `fingerprint` is the CRC-32 of the first row's record, `newest_ms` the
+    time of the last records, epoch ms."""
 
     range: Range
     fingerprint: int
-    offsets: list[int]
-    rows: list[bytes]
+    block: Block
     malformed: list[int]
     repeats: list[int]
     suspects: list[Suspect]
@@ -64,8 +65,7 @@ class Batch:
 
     def without(self, offsets: Set[int]) -> Self:
         """The same range, less the rows of these offsets."""
-        kept = [index for index, offset in enumerate(self.offsets) if offset not in offsets]
-        return replace(self, offsets=[self.offsets[i] for i in kept], rows=[self.rows[i] for i in kept])
+        return replace(self, block=self.block.without(offsets))
 
 
 class Filling:
@@ -75,23 +75,17 @@ class Filling:
     """
 
     def __init__(self, partition: int, first: int, limits: Limits, window: Window | None = None) -> None:
-        self._suffix = b',"kafka_partition":%d,"kafka_offset":' % partition
         self._limits = limits
         self._window = window
         self._due_ms = NEVER_MS if window is None else window.due_ms
         self._first = first
         self._position = first if window is None else window.start.offset
-        self._reset()
-
-    def _reset(self) -> None:
-        self._offsets: list[int] = []
-        self._rows: list[bytes] = []
+        self._block = Block(partition)
         self._malformed: list[int] = []
         self._repeats: list[int] = []
         self._suspects: list[Suspect] = []
         self._newest_ms = 0
         self._since = 0.0
-        self.bytes = 0
 
     @property
     def position(self) -> int:
@@ -108,23 +102,63 @@ class Filling:
         return self._position <= self._first
 
     @property
+    def rows(self) -> int:
+        return self._block.count
+
+    @property
+    def bytes(self) -> int:
+        return self._block.bytes
+
+    @property
     def full(self) -> bool:
-        return len(self._rows) + len(self._repeats) >= self._limits.rows_max or self.bytes >= self._limits.bytes_max
+        limits = self._limits
+        return self._block.count + len(self._repeats) >= limits.rows_max or self._block.bytes >= limits.bytes_max
+
+    @property
+    def age_s(self) -> float:
+        """At which the batch closes."""
+        return self._limits.age_s
 
     def ready_at(self) -> float:
         """The time at which the batch closes by age, on the clock that `add` was given."""
         return self._since + self._limits.age_s
 
-    def add(self, records: Sequence[Record], now: float) -> None:
-        """Records in order of offset; those before `position` have been seen and are skipped."""
+    def add(self, records: Sequence[Record], now: float, newest_ms: int | None = None) -> None:
+        """Records in order of offset; those before `position` have been seen and are skipped. None of them is newer
+        than `newest_ms`, if that is known."""
         if self._position < self._first:
-            records = self._take_up(records)
+            records, newest_ms = self._take_up(records), None
+        if not records:
+            return
         if self.empty:
             self._since = now
-        suffix, offsets, rows = self._suffix, self._offsets, self._rows
-        window, due_ms = self._window, self._due_ms
+        newest_ms = max(map(_TIMESTAMP, records)) if newest_ms is None else newest_ms
+        if not self._add_plain(records, newest_ms):
+            self._add_each(records)
+        self._newest_ms = newest_ms
+
+    def _add_plain(self, records: Sequence[Record], newest_ms: int) -> bool:
+        """All at once, if nothing is to be said of any of them: the rule for those whose callers give no ids."""
+        first, count = records[0].offset, len(records)
+        if first < self._position or records[-1].offset - first != count - 1 or newest_ms >= self._due_ms:
+            return False
+        if self._window is not None and (
+            any(map(_HEADERS, records))
+            or (self._window.replayed and not self._window.replayed.isdisjoint(map(_KEY, records)))
+        ):
+            return False
+        values = list(map(_VALUE, records))
+        if not are_objects(values):
+            return False
+        self._block.extend(values, first)
+        self._position = first + count
+        return True
+
+    def _add_each(self, records: Sequence[Record]) -> None:
+        window, due_ms, position = self._window, self._due_ms, self._position
         replayed = NOTHING if window is None else window.replayed
-        position, size, newest = self._position, 0, None
+        values: list[bytes] = []  # of rows in a row, from offset `first` on
+        first = position
         for record in records:
             offset, value = record.offset, record.value
             if offset < position:
@@ -132,6 +166,7 @@ class Filling:
             position = offset + 1
             if record.timestamp >= due_ms and window is not None:
                 due_ms = window.advance(offset, record.timestamp)
+            # is_object, spelt out: a call would cost a tenth of the whole.
             if value is None or value[:1] != b"{" or value[-1:] != b"}":
                 self._malformed.append(offset)
                 continue
@@ -142,15 +177,14 @@ class Filling:
                     continue
                 if verdict is not Verdict.FRESH:
                     self._suspects.append(Suspect(offset, verdict is Verdict.SUSPECT_OF_CALLERS))
-            row = b"%b%b%d}\n" % (value[:-1], suffix, offset)
-            offsets.append(offset)
-            rows.append(row)
-            size += len(row)
-            newest = record
-        if newest is not None:
-            self._newest_ms = newest.timestamp
+            if offset != first + len(values):
+                if values:
+                    self._block.extend(values, first)
+                values, first = [], offset
+            values.append(value)
+        if values:
+            self._block.extend(values, first)
         self._position, self._due_ms = position, due_ms
-        self.bytes += size
 
     def _take_up(self, records: Sequence[Record]) -> Sequence[Record]:
         """The ids of records that lie before the range; the records that do not."""
@@ -167,7 +201,7 @@ class Filling:
             position = offset + 1
             if record.timestamp >= due_ms:
                 due_ms = window.advance(offset, record.timestamp)
-            if record.headers and _is_object(record.value):
+            if record.headers and is_object(record.value):
                 window.judge(record)
         self._position, self._due_ms = position, due_ms
         return records[taken:]
@@ -186,40 +220,19 @@ class Filling:
         A full batch is cut at the limits, so that a burst becomes several batches and not one huge one.
         """
         if end is None:
-            end = self._natural_end()
-        count = bisect_left(self._offsets, end)
+            end = self._block.end_at(self._limits.rows_max, self._limits.bytes_max) or self._position
+        block, self._block = self._block.cut(end)
         batch = Batch(
             Range(self._first, end),
-            crc32(self._rows[0][: self._rows[0].rindex(self._suffix)]) if count else 0,
-            self._offsets[:count],
-            self._rows[:count],
+            crc32(block.head),
+            block,
             [offset for offset in self._malformed if offset < end],
             [offset for offset in self._repeats if offset < end],
             [suspect for suspect in self._suspects if suspect.offset < end],
             self._newest_ms,
         )
-        rest = (self._offsets[count:], self._rows[count:], [o for o in self._malformed if o >= end])
-        rest_of_repeats = ([o for o in self._repeats if o >= end], [s for s in self._suspects if s.offset >= end])
-        newest_ms, since = self._newest_ms, self._since
-        self._reset()
+        self._malformed = [offset for offset in self._malformed if offset >= end]
+        self._repeats = [offset for offset in self._repeats if offset >= end]
+        self._suspects = [suspect for suspect in self._suspects if suspect.offset >= end]
         self._first = end
-        self._offsets, self._rows, self._malformed = rest
-        self._repeats, self._suspects = rest_of_repeats
-        self._newest_ms, self._since = newest_ms, since
-        self.bytes = sum(map(len, self._rows))
         return batch
-
-    def _natural_end(self) -> int:
-        if not self.full:
-            return self._position
-        size = 0
-        for index, row in enumerate(self._rows):
-            size += len(row)
-            if index + 1 >= self._limits.rows_max or size >= self._limits.bytes_max:
-                return self._offsets[index] + 1
-        return self._position
-
-
-def _is_object(value: bytes | None) -> bool:
-    """As far as can be told at a glance. `add` spells this out, since a call would cost it a tenth of its time."""
-    return value is not None and value[:1] == b"{" and value[-1:] == b"}"

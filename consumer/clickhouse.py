@@ -6,6 +6,7 @@ an outage: it is retried, never blamed on a row.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +18,7 @@ from clickhouse_connect.driver.httpclient import HttpClient
 from consumer.settings import ConsumerSettings
 
 CONNECT_TIMEOUT_S = 5
+PIECE_BYTES = 262_144
 
 PARSING = {
     "input_format_parallel_parsing": 0,
@@ -91,16 +93,19 @@ class ClickHouse:
         self._settings = settings
         self._client: Client | None = None
 
-    def insert(self, table: str, rows: bytes, token: str) -> None:
-        """One attempt at one block, sent once. Raises RowRejected or ClickHouseUnavailable."""
+    def insert(self, table: str, texts: Sequence[bytes], token: str) -> None:
+        """One attempt at one block, whose rows are those of all texts; sent once. Raises RowRejected or
+        ClickHouseUnavailable."""
         self._call(
             "raw_insert",
             f"`{self.database}`.`{table}`",
             # clickhouse-connect sends bytes, and nothing else, again by itself when the connection breaks. Whoever
             # repeats an INSERT must know it: see lost_rows.
-            insert_block=memoryview(rows),
+            insert_block=_pieces(texts),
             fmt="JSONEachRow",
             settings={**ONE_BLOCK, "insert_deduplication_token": token},
+            # Without it the body would be chunked: who gets less of it than this knows that it was cut off.
+            transport_settings={"Content-Length": str(sum(map(len, texts)))},
         )
 
     def parse(self, structure: str, rows: bytes) -> None:
@@ -186,6 +191,20 @@ class ClickHouse:
         assert isinstance(client, HttpClient), "there is no other for http and https"
         client.http_retries = 0  # urllib3 sends again what ended with an error of TLS
         return client
+
+
+def _pieces(texts: Sequence[bytes]) -> Iterator[bytes]:
+    """What is sent at once: a copy of all would be new memory each time, which costs as much as making the rows."""
+    piece: list[bytes] = []
+    size = 0
+    for text in texts:
+        piece.append(text)
+        size += len(text)
+        if size >= PIECE_BYTES:
+            yield b"".join(piece)
+            piece, size = [], 0
+    if piece:
+        yield b"".join(piece)
 
 
 _CODE = re.compile(r"(?:Code: |error code )(\d+)")

@@ -59,7 +59,7 @@ def suspected(topic: str, partition: int, batch: Batch, within_ms: int) -> list[
     is_callers = dict(batch.suspects)
     return [
         event
-        for offset, row in zip(batch.offsets, batch.rows, strict=True)
+        for offset, row in zip(batch.block.offsets, batch.block.rows, strict=True)
         if offset in is_callers
         and (event := sought(topic, partition, offset, row, within_ms if is_callers[offset] else 0))
     ]
@@ -72,7 +72,7 @@ def held_by_batch(topic: str, batch: Batch, events: Sequence[Sought]) -> set[Sou
     found: set[Sought] = set()
     if not wanted:
         return found
-    for offset, row in zip(batch.offsets, batch.rows, strict=True):
+    for offset, row in zip(batch.block.offsets, batch.block.rows, strict=True):
         event = wanted.get(_event_id(row))
         if event is not None and offset < event.offset:
             earlier = sought(topic, event.partition, offset, row, 0)

@@ -162,7 +162,7 @@ def _land(clickhouse: ClickHouse, table: str, candidates: Sequence[Candidate]) -
         good = [index for index in range(len(missing)) if index not in refused]
         if good:
             text = b"".join(rows[index] for index in good)
-            clickhouse.insert(table, text, f"dead-letters/{table}/{hashlib.sha256(text).hexdigest()}")
+            clickhouse.insert(table, [text], f"dead-letters/{table}/{hashlib.sha256(text).hexdigest()}")
     except (RowRejected, poison.InseparableRows, RecursionError) as error:
         refusal = f"the table refuses rows that its columns can take: {error!r}"
         return landed, [Outcome(candidate.letter.key, REPLAYED, refusal) for candidate in missing]

@@ -34,11 +34,12 @@ class Inserter:
         self._probe = asyncio.Lock()
         self.unready_reason: str | None = None
 
-    async def insert(self, table: str, rows: Sequence[bytes], token: str) -> None:
-        """One attempt at one block. Raises RowRejected (a row is at fault) or ClickHouseUnavailable."""
+    async def insert(self, table: str, texts: Sequence[bytes], rows: int, token: str) -> None:
+        """One attempt at one block, whose rows are those of all texts. Raises RowRejected (a row is at fault) or
+        ClickHouseUnavailable."""
         started = time.monotonic()
-        await self.call(self._clickhouse.insert, table, b"".join(rows), token)
-        self._metrics.inserted(table, len(rows), time.monotonic() - started)
+        await self.call(self._clickhouse.insert, table, texts, token)
+        self._metrics.inserted(table, rows, time.monotonic() - started)
 
     async def insist(self, table: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat what raises ClickHouseUnavailable; anything else it raises comes through."""

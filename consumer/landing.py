@@ -10,7 +10,7 @@ nothing: they go to `extra`.
 import asyncio
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -18,6 +18,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from consumer import copies, poison
 from consumer.batch import Batch
+from consumer.block import Block
 from consumer.clickhouse import ClickHouse, RowRejected
 from consumer.dead_letters import DeadLetters
 from consumer.inserter import Inserter
@@ -143,45 +144,48 @@ class Landing:
         bad = dict.fromkeys(batch.malformed, (0, "not a JSON object"))
         if not bad:
             try:
-                return await self._insert(claim, batch.offsets, batch.rows, batch.newest_ms)
+                return await self._insert(claim, batch.block, batch.newest_ms)
             except RowRejected as error:
                 log.warning("rows refused, looking for the bad ones", table=table, error=str(error))
-        rows, rejected = await self._examine(table, batch.rows)
-        bad |= {batch.offsets[index]: (error.code, str(error)) for index, error in rejected.items()}
-        good = [index for index in range(len(rows)) if index not in rejected]
+        offsets = batch.block.offsets
+        rows, rejected = await self._examine(table, batch.block.rows)
+        bad |= {offsets[index]: (error.code, str(error)) for index, error in rejected.items()}
+        good = [(offset, row) for i, (offset, row) in enumerate(zip(offsets, rows, strict=True)) if i not in rejected]
         await self._bury(claim, len(good) + len(bad), bad)
         try:
-            await self._insert(claim, [batch.offsets[i] for i in good], [rows[i] for i in good], batch.newest_ms)
+            await self._insert(claim, batch.block.of(good), batch.newest_ms)
         except RowRejected as error:
             raise TableTrouble(f"the table refuses rows that its columns can take: {error}") from error
 
-    async def _insert(self, claim: Claim, offsets: Sequence[int], rows: Sequence[bytes], newest_ms: int) -> None:
+    async def _insert(self, claim: Claim, block: Block, newest_ms: int) -> None:
         """Until ClickHouse has acknowledged the rows. Raises RowRejected (nothing has landed) or NotPutBack."""
         table = claim.partition.topic
 
         async def attempt() -> None:
             await claim.prove()
-            is_repeat = claim.sent_before
-            outstanding, token = rows, claim.token
-            if is_repeat:
-                outstanding = await self._inserter.call(
-                    self._recovery.outstanding, claim.partition, offsets, rows, claim.intent
-                )
-                if len(outstanding) < len(rows):
-                    token = rest_token(token, outstanding)
+            if claim.sent_before:
+                return await self._insert_again(claim, block)
             claim.sent_before = True
             try:
-                if outstanding:
-                    await self._inserter.insert(table, outstanding, token)
+                await self._inserter.insert(table, block.texts, block.count, claim.token)
             except RowRejected:
-                claim.sent_before = is_repeat
+                claim.sent_before = False
                 raise
-            if is_repeat:
-                await self._lost_rows.put_back(claim.partition, offsets, rows, claim.prove)
 
-        if rows:
+        if block.count:
             await self._inserter.insist(table, attempt)
             self._metrics.landed(table, newest_ms)
+
+    async def _insert_again(self, claim: Claim, block: Block) -> None:
+        """Rows of which some may be there. Raises RowRejected, NotPutBack or ClickHouseUnavailable."""
+        table, offsets, rows = claim.partition.topic, block.offsets, block.rows
+        outstanding = await self._inserter.call(
+            self._recovery.outstanding, claim.partition, offsets, rows, claim.intent
+        )
+        token = claim.token if len(outstanding) == len(rows) else rest_token(claim.token, outstanding)
+        if outstanding:
+            await self._inserter.insert(table, outstanding, len(outstanding), token)
+        await self._lost_rows.put_back(claim.partition, offsets, rows, claim.prove)
 
     async def _examine(self, table: str, rows: list[bytes]) -> tuple[list[bytes], dict[int, RowRejected]]:
         """The rows as the table's columns can take them, and which of them it cannot."""

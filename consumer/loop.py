@@ -8,6 +8,7 @@ ledger says. The epoch of that is simply which workers exist: a cancelled one ca
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass
 
 import structlog
@@ -17,6 +18,7 @@ from consumer.batch import Limits
 from consumer.inserter import Inserter
 from consumer.landing import Landing
 from consumer.metrics import Metrics
+from consumer.pace import Pace
 from consumer.partition import PartitionWorker
 from consumer.recovery import Recovery
 from consumer.repeats import Window
@@ -27,6 +29,10 @@ from consumer.warm_up import WarmUp
 log = structlog.get_logger(__name__)
 
 POLL_TIMEOUT_MS = 200
+HELD_POLL_TIMEOUT_MS = 20  # while some are held back: until what is being inserted makes room for them
+HURRY_SHARE = 0.75  # of the memory for rows, from which on batches close for want of it
+HURRIED_MAX = 2  # one that is being inserted, and one to come: fewer and larger ones cost ClickHouse less
+ROUND_S = 0.2  # between two looks at every partition, of which there may be many
 WORKER_RETRY_S = 5.0
 
 
@@ -65,6 +71,8 @@ class Consumer:
         self._recovery = recovery
         self._warm_up = warm_up
         self._metrics = metrics
+        self._pace = Pace(settings.inserts_per_second_max)
+        self._looked_at = 0.0
         self._workers: dict[TopicPartition, PartitionWorker] = {}
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
         self._paused: set[TopicPartition] = set()
@@ -112,10 +120,17 @@ class Consumer:
     async def _turn(self) -> None:
         """One poll. Raises OutOfRange or KafkaUnavailable."""
         self._hold_back()
-        for partition, records in (await self._source.poll(POLL_TIMEOUT_MS)).items():
+        wanted = self._workers.keys() - self._paused
+        polled = await self._source.poll(HELD_POLL_TIMEOUT_MS if self._paused else POLL_TIMEOUT_MS, wanted)
+        for partition, slabs in polled.items():
             worker = self._workers.get(partition)
             if worker is not None:
-                worker.feed(records)
+                worker.feed(slabs)
+        if not polled or time.monotonic() - self._looked_at > ROUND_S:
+            await self._look_round()
+            self._looked_at = time.monotonic()
+
+    async def _look_round(self) -> None:
         for partition, worker in list(self._workers.items()):
             # Where offsets hold no record (control records, compacted ones), only the position tells.
             position = await self._source.position(partition)
@@ -123,6 +138,7 @@ class Consumer:
                 worker.skip_to(position)
             end = self._source.highwater(partition)
             if end is not None:
+                worker.know_end(end)
                 self._metrics.lag.labels(partition.topic, partition.partition).set(max(0, end - worker.landed))
             self._metrics.ids.labels(partition.topic, partition.partition).set(worker.ids)
 
@@ -144,17 +160,28 @@ class Consumer:
         buffered = sum(worker.bytes for worker in self._workers.values())
         self._metrics.buffered_bytes.set(buffered)
         memory_full = buffered >= self._settings.buffer_bytes_max
+        if buffered >= self._settings.buffer_bytes_max * HURRY_SHARE:
+            self._hurry()
         for partition, worker in self._workers.items():
-            # A replay must be read to its end before it frees anything, so it is not held back.
-            pause = (
-                partition in self._stopped or worker.full or (memory_full and worker.bytes > 0 and not worker.replaying)
-            )
+            # A replay must be read to its end before it frees anything, and what is warmed up takes no room for rows.
+            is_exempt = worker.replaying or worker.warming_up
+            pause = partition in self._stopped or worker.full or (memory_full and not is_exempt)
             if pause and partition not in self._paused:
                 self._source.pause(partition)
                 self._paused.add(partition)
             elif not pause and partition in self._paused:
                 self._source.resume(partition)
                 self._paused.discard(partition)
+
+    def _hurry(self) -> None:
+        """Memory runs short: the largest batches close, unless enough are on their way. With many partitions none might
+        ever be full."""
+        idle = HURRIED_MAX - sum(worker.closing for worker in self._workers.values())
+        if idle > 0:
+            waiting = [worker for worker in self._workers.values() if not worker.closing and not worker.replaying]
+            for worker in sorted(waiting, key=lambda worker: worker.bytes)[-idle:]:
+                if worker.bytes:
+                    worker.hurry()
 
     # What the source tells of the group. aiokafka swallows what these raise, so they do not raise.
 
@@ -164,20 +191,19 @@ class Consumer:
     async def assigned(self, partitions: set[TopicPartition]) -> None:
         await self._cancel_workers()
         if partitions:
-            limits = self._limits(len(partitions))
             for partition, start in (await self._starts(partitions)).items():
                 self._source.pause(partition)
                 self._paused.add(partition)
-                self._tasks[partition] = asyncio.create_task(self._own(partition, start, limits), name=_name(partition))
-            log.info("partitions assigned", partitions=[_name(tp) for tp in sorted(partitions)], age_s=limits.age_s)
+                self._tasks[partition] = asyncio.create_task(self._own(partition, start), name=_name(partition))
+            log.info("partitions assigned", partitions=[_name(tp) for tp in sorted(partitions)])
         self._metrics.partitions.set(len(partitions))
         self._assigned_once = True
 
-    async def _own(self, partition: TopicPartition, start: Start, limits: Limits) -> None:
+    async def _own(self, partition: TopicPartition, start: Start) -> None:
         """One partition, until cancelled, drained or fenced. What nobody foresaw is tried again from the ledger."""
         while True:
             try:
-                return await self._consume(partition, start, limits)
+                return await self._consume(partition, start)
             except Fenced as error:
                 # A rebalance is on its way to us; it makes new workers.
                 log.warning("fenced: the group has moved on", partition=_name(partition), error=str(error))
@@ -191,12 +217,21 @@ class Consumer:
             await asyncio.sleep(WORKER_RETRY_S)
             [start] = (await self._starts({partition})).values()
 
-    async def _consume(self, partition: TopicPartition, start: Start, limits: Limits) -> None:
+    async def _consume(self, partition: TopicPartition, start: Start) -> None:
         """From where the ledger says. Raises Fenced, UnreadableIntent, LogTruncated."""
         entry = await self._entry(partition, start)
         window = await self._window(partition, entry, start.begin)
+        settings = self._settings
         worker = PartitionWorker(
-            partition, entry.offset, entry.intent, limits, window, self._ledger, self._landing, self._metrics
+            partition,
+            entry.offset,
+            entry.intent,
+            Limits(settings.batch_rows_max, settings.batch_bytes_max, settings.batch_age_ms_max / 1000),
+            self._pace,
+            window,
+            self._ledger,
+            self._landing,
+            self._metrics,
         )
         self._source.seek(partition, worker.position)
         self._workers[partition] = worker
@@ -226,12 +261,6 @@ class Consumer:
             return None
         start = await ledger.insistently(self._warm_up.start, partition, entry, begin)
         return Window(settings.dedupe_window_s, settings.dedupe_ids_max, start)
-
-    def _limits(self, partitions: int) -> Limits:
-        """With many partitions each closes its batches later: ClickHouse wants few large inserts."""
-        settings = self._settings
-        age_s = max(settings.batch_age_ms_max / 1000, partitions / settings.inserts_per_second_max)
-        return Limits(settings.batch_rows_max, settings.batch_bytes_max, age_s)
 
     def _halt(self, partition: TopicPartition, reason: str) -> None:
         """Leave one partition alone, loudly, and go on with the others."""

@@ -105,7 +105,7 @@ class LostRows:
     def _stage(self, table: str, staging: str, rows: Sequence[bytes]) -> None:
         self._clickhouse.command(f"CREATE TABLE {self._name(staging)} AS {self._name(table)}")
         # The token keeps out the same rows of one who sent them long ago, and was not heard until now.
-        self._clickhouse.insert(staging, b"".join(rows), rest_token(staging, rows))
+        self._clickhouse.insert(staging, rows, rest_token(staging, rows))
 
     def _move(self, staging: str, table: str) -> None:
         """No view hears of it."""

@@ -17,12 +17,14 @@ from consumer.batch import Batch, Filling, Limits
 from consumer.landing import Claim, Landing
 from consumer.ledger import Intent, Ledger
 from consumer.metrics import Metrics
+from consumer.pace import Pace
 from consumer.repeats import Window
-from consumer.source import ConsumerRecord, TopicPartition
+from consumer.source import Slab, TopicPartition
 
 log = structlog.get_logger(__name__)
 
 PROOF_AGE_MAX_S = 2.0  # well under any session timeout
+FILL_AGES_MAX = 10  # how many times its age a batch may get that a backlog is filling
 WARM_UP_LOG_S = 10.0  # between two lines about a warm-up that takes its time
 
 
@@ -40,12 +42,14 @@ class PartitionWorker:
         first: int,
         open_intent: Intent | None,
         limits: Limits,
+        pace: Pace,
         window: Window | None,
         ledger: Ledger,
         landing: Landing,
         metrics: Metrics,
     ) -> None:
         self.partition = partition
+        self._pace = pace
         self._window = window
         self._filling = Filling(partition.partition, first, limits, window)
         self._replays = list(open_intent.ranges) if open_intent else []
@@ -56,6 +60,8 @@ class PartitionWorker:
         self._metrics = metrics
         self._changed = asyncio.Event()
         self._draining = False
+        self._hurried = False
+        self._end = first
         self._inserting_bytes = 0
         self.landed = first
         self._closed = first
@@ -89,9 +95,11 @@ class PartitionWorker:
         """Whether feeding should pause. A replay is read to its end, however large its batch was then."""
         return self._filling.full and self._replay_is_read()
 
-    def feed(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
+    def feed(self, slabs: Sequence[Slab]) -> None:
         forgotten = self._window.forgotten if self._window else 0
-        self._filling.add(records, time.monotonic())
+        now = time.monotonic()
+        for slab in slabs:
+            self._filling.add(slab.records, now, slab.newest_ms)
         if self._window and self._window.forgotten > forgotten:
             self._metrics.ids_forgotten.labels(self.partition.topic).inc(self._window.forgotten - forgotten)
         self._changed.set()
@@ -101,6 +109,21 @@ class PartitionWorker:
         if offset > self.position:
             self._filling.skip_to(offset)
             self._changed.set()
+
+    @property
+    def closing(self) -> bool:
+        """Whether a batch is being inserted, or will be without waiting for anything."""
+        return self._inserting_bytes > 0 or self._hurried or self._filling.full
+
+    def know_end(self, end: int) -> None:
+        """The partition's end in Kafka, as of the last fetch."""
+        self._end = end
+        self._changed.set()
+
+    def hurry(self) -> None:
+        """Close the batch that fills as it is: others need the memory."""
+        self._hurried = True
+        self._changed.set()
 
     def drain(self) -> None:
         """Finish the batch in hand, then end; what fills is left for the next owner."""
@@ -119,17 +142,29 @@ class PartitionWorker:
             if self.landed != self._closed and self._filling.empty:
                 await self._close()
             await self._until(lambda: not self._filling.empty)
-            await self._until(lambda: self._filling.full, self._filling.ready_at())
+            await self._until(self._closes, self._filling.ready_at())
+            if self._fills_anyway():
+                patience = (FILL_AGES_MAX - 1) * self._filling.age_s
+                await self._until(
+                    lambda: self._closes() or not self._fills_anyway(), self._filling.ready_at() + patience
+                )
+            if not self._closes():
+                await self._until(self._closes, self._pace.next_at(time.monotonic()))
             if self._filling.empty or self._draining:
                 continue
-            batch = self._filling.take()
-            self._intent = Intent((batch.range,), time.time_ns() // 1_000_000)
-            self._proven_at = 0.0
-            await self._prove()
-            await self._insert(batch, sent_before=False)
+            await self._insert_filled()
         # With a replay left undone the intent stays open as it is, for the next owner.
         if self.landed != self._closed and not self._replays:
             await self._close()
+
+    async def _insert_filled(self) -> None:
+        """By itself, so that nothing holds on to the batch while the next one fills."""
+        batch, self._hurried = self._filling.take(), False
+        self._inserting_bytes = batch.block.bytes  # while Kafka takes its time for the commit, too
+        self._intent = Intent((batch.range,), time.time_ns() // 1_000_000)
+        self._proven_at = 0.0
+        await self._prove()
+        await self._insert(batch, sent_before=False)
 
     async def _warm_up(self) -> None:
         """Until the ids are known that count from the first row on."""
@@ -156,6 +191,15 @@ class PartitionWorker:
                 seconds=round(seconds, 3),
             )
 
+    def _closes(self) -> bool:
+        """Whether the batch that fills is complete, however young."""
+        return self._filling.full or self._hurried
+
+    def _fills_anyway(self) -> bool:
+        """Whether what lies in Kafka will make the batch much larger. To close it by age would bring nobody their rows
+        any sooner, and ClickHouse more INSERTs."""
+        return not self._closes() and self._end - self.position > self._filling.rows / 4
+
     async def _close(self) -> None:
         await self._ledger.close(self.partition, self.landed, self._filling.checkpoint(self.landed))
         self._closed = self.landed
@@ -178,14 +222,14 @@ class PartitionWorker:
             first=batch.range.first,
             end=batch.range.end,
         )
-        self._metrics.replayed_rows.labels(self.partition.topic).inc(len(batch.rows))
+        self._metrics.replayed_rows.labels(self.partition.topic).inc(batch.block.count)
         await self._insert(batch, sent_before=True)
 
     async def _insert(self, batch: Batch, *, sent_before: bool) -> None:
         assert self._intent is not None
         token = self._ledger.token(self.partition, batch, self._intent)
         claim = Claim(self.partition, token, self._intent, sent_before, self._prove)
-        self._inserting_bytes = sum(map(len, batch.rows))
+        self._inserting_bytes = batch.block.bytes
         try:
             await self._landing.land(claim, batch)
         finally:

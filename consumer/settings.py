@@ -37,7 +37,7 @@ class ConsumerSettings(ProcessSettings):
     ] = 16_777_216
     batch_age_ms_max: Annotated[int, Field(ge=10, description="a batch closes when its first row is this old")] = 1_000
     inserts_per_second_max: Annotated[
-        float, Field(gt=0, description="with many partitions batches close later, to stay under this rate")
+        float, Field(gt=0, description="batches that close by age take turns at this rate")
     ] = 8.0
     buffer_bytes_max: Annotated[
         int, Field(ge=1_048_576, description="rows held in memory, all partitions together; above, fetching pauses")

@@ -5,7 +5,7 @@ what you hold) or `KafkaUnavailable` (try again), and assignment changes reach o
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 import structlog
@@ -22,14 +22,25 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 
+from consumer.raw_batches import SLAB_RECORDS, Slab, hand_on_slabs
 from consumer.settings import ConsumerSettings
 from schemas import kafka
 
-__all__ = ["ConsumerRecord", "Fenced", "KafkaSource", "KafkaUnavailable", "Listener", "OutOfRange", "TopicPartition"]
+__all__ = [
+    "ConsumerRecord",
+    "Fenced",
+    "KafkaSource",
+    "KafkaUnavailable",
+    "Listener",
+    "OutOfRange",
+    "Slab",
+    "TopicPartition",
+]
 
 log = structlog.get_logger(__name__)
 
-POLL_RECORDS_MAX = 10_000  # bounds the time between two turns of the event loop
+POLL_SLABS_MAX = 10_000 // SLAB_RECORDS  # bounds the time between two turns of the event loop
+NONE = TopicPartition("", -1)  # stands for no partition in `getmany`, which takes none for all of them
 CLOSE_TIMEOUT_S = 10.0
 FETCH_BYTES_MAX = 16_777_216
 PARTITION_FETCH_BYTES_MAX = 4_194_304
@@ -99,6 +110,7 @@ class KafkaSource:
             )
             self._consumer.subscribe(self._topics, listener=_Rebalance(listener))
             await self._consumer.start()
+            hand_on_slabs(self._consumer)
         except (KafkaError, OSError) as error:
             await self.stop()
             raise KafkaUnavailable(repr(error)) from error
@@ -116,11 +128,15 @@ class KafkaSource:
         except (KafkaError, OSError, TimeoutError) as error:
             log.warning("kafka did not let go in time", error=repr(error))
 
-    async def poll(self, timeout_ms: int) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
-        """Records by partition, POLL_RECORDS_MAX at most. Raises OutOfRange or KafkaUnavailable."""
+    async def poll(self, timeout_ms: int, partitions: Collection[TopicPartition]) -> dict[TopicPartition, list[Slab]]:
+        """Records of these partitions, POLL_SLABS_MAX slabs at most. Raises OutOfRange or KafkaUnavailable.
+
+        What has been fetched of others is kept: aiokafka would throw away what it has of a paused partition, and
+        fetch it again.
+        """
         try:
-            records: dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]] = await self._started.getmany(
-                timeout_ms=timeout_ms, max_records=POLL_RECORDS_MAX
+            slabs: dict[TopicPartition, list[Slab]] = await self._started.getmany(
+                *(partitions or (NONE,)), timeout_ms=timeout_ms, max_records=POLL_SLABS_MAX
             )
         except NoOffsetForPartitionError:
             return {}  # a group without commits, met before the ledger's seek; the next poll has a position
@@ -128,7 +144,7 @@ class KafkaSource:
             raise OutOfRange(set(error.args[0])) from error
         except KafkaError as error:
             raise KafkaUnavailable(repr(error)) from error
-        return records
+        return slabs
 
     async def commit(self, partition: TopicPartition, offset: int, metadata: str) -> None:
         """One attempt. Raises Fenced or KafkaUnavailable."""

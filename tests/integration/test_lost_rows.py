@@ -80,11 +80,11 @@ def database(server: Server, request: pytest.FixtureRequest) -> str:
         "CREATE MATERIALIZED VIEW rollup_view TO rollup AS "
         f"SELECT event_type, count() AS events FROM {TABLE} GROUP BY event_type"
     )
-    owner.clickhouse.insert(TABLE, b"".join(ROWS), "the token")
+    owner.clickhouse.insert(TABLE, ROWS, "the token")
     owner.clickhouse.command(
         f"ALTER TABLE {TABLE} DELETE WHERE kafka_offset >= {FIRST + 2} SETTINGS mutations_sync = 2"
     )
-    owner.clickhouse.insert(TABLE, b"".join(ROWS), "the token")
+    owner.clickhouse.insert(TABLE, ROWS, "the token")
     assert owner.counts() == (2, 2, 100)
     return database
 
@@ -109,7 +109,7 @@ async def test_a_whole_range_is_only_looked_at(server: Server, database: str) ->
 async def test_what_one_that_died_has_staged_is_dropped(server: Server, database: str) -> None:
     owner = Owner(server, database)
     owner.clickhouse.command(f"CREATE TABLE {STAGING} AS {TABLE}")
-    owner.clickhouse.insert(STAGING, b"".join(ROWS), "another token")
+    owner.clickhouse.insert(STAGING, ROWS, "another token")
     await owner.put_back()
     assert owner.counts() == (100, 100, 100)
     owner.clickhouse.command(f"CREATE TABLE {STAGING} AS {TABLE}")
@@ -198,7 +198,7 @@ async def test_a_staging_table_in_use_is_waited_for(server: Server, database: st
     """What moves rows out of it has not ended when it is dropped, and we have stopped waiting for both."""
     owner = Owner(server, database)
     owner.clickhouse.command(f"CREATE TABLE {STAGING} AS {TABLE}")
-    owner.clickhouse.insert(STAGING, b"".join(ROWS), "another token")
+    owner.clickhouse.insert(STAGING, ROWS, "another token")
     query_id = f"user of {database}"
     slow = f"SELECT sum(sleepEachRow(0.05)) FROM {database}.{STAGING} SETTINGS max_block_size = 10"
     user = asyncio.create_task(asyncio.to_thread(server.ask, slow, query_id=query_id))

@@ -87,7 +87,7 @@ def test_context_of_events_lands_as_it_is(clickhouse: ClickHouse) -> None:
         columns = clickhouse.columns(stream.name)
         clickhouse.insert(
             stream.name,
-            "\n".join(json.dumps({k: v for k, v in json.loads(row).items() if k in columns}) for row in rows).encode(),
+            [json.dumps({k: v for k, v in json.loads(row).items() if k in columns}).encode() + b"\n" for row in rows],
             token="context",
         )
         assert expected == clickhouse.query(

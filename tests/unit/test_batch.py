@@ -27,8 +27,8 @@ def test_a_row_is_the_record_with_its_coordinates() -> None:
     filling = Filling(2, 7, LIMITS)
     filling.add([Record(7, b'{"event_id":"a","extra":{}}', 1_000)], now=0)
     batch = filling.take()
-    assert batch.rows == [b'{"event_id":"a","extra":{},"kafka_partition":2,"kafka_offset":7}\n']
-    assert (batch.range, batch.offsets, batch.newest_ms) == (Range(7, 8), [7], 1_000)
+    assert batch.block.rows == [b'{"event_id":"a","extra":{},"kafka_partition":2,"kafka_offset":7}\n']
+    assert (batch.range, batch.block.offsets, batch.newest_ms) == (Range(7, 8), [7], 1_000)
 
 
 def test_offsets_without_a_record_belong_to_a_range_too() -> None:
@@ -38,14 +38,14 @@ def test_offsets_without_a_record_belong_to_a_range_too() -> None:
     assert filling.take().range == Range(10, 20)
     filling.skip_to(25)
     batch = filling.take()
-    assert (batch.range, batch.rows) == (Range(20, 25), [])
+    assert (batch.range, batch.block.rows) == (Range(20, 25), [])
 
 
 def test_what_was_seen_is_skipped() -> None:
     filling = Filling(0, 5, LIMITS)
     filling.add(records(3, 4, 5), now=0)
     filling.add(records(5, 6), now=0)
-    assert filling.take().offsets == [5, 6]
+    assert filling.take().block.offsets == [5, 6]
 
 
 def test_closes_by_rows_and_keeps_the_rest() -> None:
@@ -86,7 +86,7 @@ def test_what_is_no_object_is_set_apart() -> None:
     filling = Filling(0, 0, LIMITS)
     filling.add([Record(0, None), Record(1, b""), Record(2, b"[1]"), Record(3), Record(4, b'{"cut":')], now=0)
     batch = filling.take()
-    assert (batch.offsets, batch.malformed, batch.range) == ([3], [0, 1, 2, 4], Range(0, 5))
+    assert (batch.block.offsets, batch.malformed, batch.range) == ([3], [0, 1, 2, 4], Range(0, 5))
 
 
 def test_the_fingerprint_is_the_first_records_and_ignores_its_coordinates() -> None:
@@ -118,10 +118,10 @@ def test_every_record_is_in_exactly_one_range(
         log = log[size:]
         if filling.full or not log:
             batches.append(filling.take())
-    assert [o for b in batches for o in sorted(b.offsets + b.malformed)] == offsets
+    assert [o for b in batches for o in sorted(b.block.offsets + b.malformed)] == offsets
     position = 0
     for batch in batches:
         assert batch.range.first == position
         position = batch.range.end
-        assert len(batch.rows) <= rows_max
-        assert all(batch.range.first <= o < batch.range.end for o in batch.offsets + batch.malformed)
+        assert len(batch.block.rows) <= rows_max
+        assert all(batch.range.first <= o < batch.range.end for o in batch.block.offsets + batch.malformed)

@@ -6,6 +6,7 @@ import pytest
 
 from consumer import copies
 from consumer.batch import Batch, Range, Suspect
+from consumer.block import Block
 from consumer.copies import LOOKUP_IDS, LOOKUP_SPAN_MS, Sought, chunks, held_by_batch, is_copy, query, sought, suspected
 from schemas.streams import APP_INTERACTIONS, RETRIEVER_INTERACTIONS
 
@@ -19,8 +20,8 @@ def row(event_id: str, received_ms: int = NOW_MS, owner: str = "demo") -> bytes:
 
 
 def batch_of(*rows: bytes, suspects: list[Suspect]) -> Batch:
-    offsets = list(range(10, 10 + len(rows)))
-    return Batch(Range(10, 10 + len(rows)), 0, offsets, list(rows), [], [], suspects, NOW_MS)
+    block = Block(0).of(enumerate(rows, 10))
+    return Batch(Range(10, 10 + len(rows)), 0, block, [], [], suspects, NOW_MS)
 
 
 def event(event_id: str = "a", received_ms: int = NOW_MS, within_ms: int | None = 0) -> Sought:

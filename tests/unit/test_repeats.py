@@ -44,12 +44,12 @@ def fed(*records: Record, ids_max: int = 1_000) -> Filling:
 
 def kept(*marks: tuple[bytes, Headers]) -> list[int]:
     """Indices of those that are no repeats, of records in a row with these keys and headers."""
-    return fed(*(Record(offset, *mark) for offset, mark in enumerate(marks))).take().offsets
+    return fed(*(Record(offset, *mark) for offset, mark in enumerate(marks))).take().block.offsets
 
 
 def test_a_marked_id_is_a_row_once() -> None:
     batch = fed(*(Record(offset, b"a", [DEMO]) for offset in range(3))).take()
-    assert (batch.range, batch.offsets, batch.repeats, batch.suspects) == (Range(0, 3), [0], [1, 2], [])
+    assert (batch.range, batch.block.offsets, batch.repeats, batch.suspects) == (Range(0, 3), [0], [1, 2], [])
 
 
 def test_equal_ids_of_two_owners_are_two_events() -> None:
@@ -62,7 +62,7 @@ def test_what_carries_no_mark_is_never_a_repeat_of_another_such() -> None:
 
 def test_a_replay_is_a_row_once_and_its_first_copy_may_come_behind_it() -> None:
     batch = fed(*(Record(o, b"u", h) for o, h in enumerate([[REPLAY], [], [REPLAY], []])), Record(4, b"other")).take()
-    assert (batch.offsets, batch.repeats) == ([0, 4], [1, 2, 3])
+    assert (batch.block.offsets, batch.repeats) == ([0, 4], [1, 2, 3])
     assert batch.suspects == [Suspect(0, is_callers=False)]
 
 
@@ -102,18 +102,18 @@ def test_an_id_is_remembered_for_the_window_and_a_margin_of_log_time() -> None:
     assert within - begin >= (WINDOW_S + MARGIN_SLOTS * 60) * 1_000
     for later, offsets in ((within, [0]), (beyond, [0, 1])):
         batch = fed(Record(0, b"a", [DEMO], begin), Record(1, b"a", [DEMO], later)).take()
-        assert batch.offsets == offsets
+        assert batch.block.offsets == offsets
     # Any record makes time pass, and none turns it back.
     batch = fed(
         Record(0, b"a", [DEMO], begin), Record(1, timestamp=beyond, value=b"x"), Record(2, b"a", [DEMO], begin)
     ).take()
-    assert batch.offsets == [0, 2]
+    assert batch.block.offsets == [0, 2]
 
 
 def test_a_repeat_is_remembered_as_long_as_a_first_copy() -> None:
     """Whoever begins to read at the repeat takes it for one."""
     records = [Record(n, b"a", [DEMO], NOW_MS + n * REACH_MS) for n in range(5)]
-    assert fed(*records).take().offsets == [0]
+    assert fed(*records).take().block.offsets == [0]
 
 
 def test_ids_beyond_the_most_are_forgotten_oldest_first() -> None:
@@ -121,7 +121,7 @@ def test_ids_beyond_the_most_are_forgotten_oldest_first() -> None:
     filling = Filling(0, 0, LIMITS, ids)
     filling.add([Record(n, key, [DEMO]) for n, key in enumerate([b"a", b"b", b"a", b"c", b"b", b"a"])], now=0)
     # `a` came again before `c` pushed `b` out; `b` then pushed `a` out.
-    assert filling.take().offsets == [0, 1, 3, 4, 5]
+    assert filling.take().block.offsets == [0, 1, 3, 4, 5]
     assert (ids.ids, ids.forgotten) == (2, 3)
 
 
@@ -153,15 +153,15 @@ def test_without_a_window_marks_mean_nothing() -> None:
     filling = Filling(0, 0, LIMITS)
     filling.add([Record(n, b"a", [DEMO, REPLAY]) for n in range(3)], now=0)
     batch = filling.take()
-    assert (batch.offsets, batch.repeats, batch.suspects) == ([0, 1, 2], [], [])
+    assert (batch.block.offsets, batch.repeats, batch.suspects) == ([0, 1, 2], [], [])
     assert filling.checkpoint(3) is None
 
 
 def test_a_batch_without_some_of_its_rows_is_the_same_range() -> None:
     batch = fed(*(Record(n, b"%d" % n) for n in range(4))).take()
     rest = batch.without({1, 2})
-    assert (rest.range, rest.fingerprint, rest.offsets) == (batch.range, batch.fingerprint, [0, 3])
-    assert rest.rows == [batch.rows[0], batch.rows[3]]
+    assert (rest.range, rest.fingerprint, rest.block.offsets) == (batch.range, batch.fingerprint, [0, 3])
+    assert rest.block.rows == [batch.block.rows[0], batch.block.rows[3]]
 
 
 def test_nothing_is_read_back_where_nothing_is_marked() -> None:
@@ -215,7 +215,7 @@ def test_what_lies_before_the_range_is_only_remembered() -> None:
     assert (filling.position, filling.behind, filling.empty, filling.bytes) == (4, 1, True, 0)
     filling.add([Record(3, b"a"), Record(4, b"c", [DEMO]), Record(5, b"a", [DEMO]), Record(6, b"d")], now=0)
     batch = filling.take()
-    assert (batch.range, batch.offsets, batch.repeats) == (Range(5, 7), [6], [5])
+    assert (batch.range, batch.block.offsets, batch.repeats) == (Range(5, 7), [6], [5])
 
 
 def test_reading_back_ends_where_kafka_holds_nothing_more() -> None:
@@ -284,7 +284,7 @@ def test_a_repeat_is_what_the_definition_says(
     log = log_of(drawn)
     batch = fed(*log, ids_max=ids_max).take()
     assert set(batch.repeats) == repeats_by_definition(log, ids_max)
-    assert sorted(batch.offsets + batch.repeats + batch.malformed) == [record.offset for record in log]
+    assert sorted(batch.block.offsets + batch.repeats + batch.malformed) == [record.offset for record in log]
 
 
 @bounded

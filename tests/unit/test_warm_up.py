@@ -12,6 +12,7 @@ from consumer.batch import Limits, Range
 from consumer.ledger import Entry, Intent
 from consumer.loop import Consumer
 from consumer.metrics import Metrics
+from consumer.pace import Pace
 from consumer.partition import PartitionWorker
 from consumer.repeats import SLOT_MS, Checkpoint, Window, reach_slots
 from consumer.settings import ConsumerSettings
@@ -116,7 +117,7 @@ async def test_what_kafka_deletes_meanwhile_is_passed_over(begin: int, position:
     nobody = cast(Any, None)
     consumer = Consumer(settings, cast(Any, source), nobody, nobody, nobody, nobody, metrics)
     window = Window(WINDOW_S, 1_000, Checkpoint(10, 0))
-    worker = PartitionWorker(TP, 50, None, Limits(10, 1_000, 1.0), window, nobody, nobody, metrics)
+    worker = PartitionWorker(TP, 50, None, Limits(10, 1_000, 1.0), Pace(8), window, nobody, nobody, metrics)
     consumer._workers[TP] = worker
     await consumer._out_of_range(TP)
     if position is None:  # of its rows some are gone, too
