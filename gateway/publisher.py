@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from gateway.direct_producer import DirectProducer
 from gateway.metrics import Metrics
 from gateway.record import Durability, Record
 from gateway.spool import SpoolRefusal
@@ -151,12 +152,12 @@ class KafkaPublisher:
         self._waiting: dict[tuple[str, int | None], deque[Batch]] = {}  # by Lane
         self._next_partition = dict.fromkeys(self._topics, 0)
         self._pending_bytes = 0
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: DirectProducer | None = None
         self._busy: set[TopicPartition] = set()
         self._busy_brokers: set[int] = set()
         self._dispatch_due = False
         self._leader_retry_due = False
-        self._deliveries: dict[asyncio.Task[None], AIOKafkaProducer] = {}
+        self._deliveries: dict[asyncio.Task[None], DirectProducer] = {}
         self._connector: asyncio.Task[None] | None = None
         self._stopping = False
         self.unready_reason: str | None = "not connected to Kafka yet"
@@ -265,7 +266,7 @@ class KafkaPublisher:
                 self._look_for_leaders(producer)
         self._busy_brokers |= engaged
 
-    def _look_for_leaders(self, producer: AIOKafkaProducer) -> None:
+    def _look_for_leaders(self, producer: DirectProducer) -> None:
         """Ask for metadata, then dispatch again: what is under way may hang, and its end never bring us back."""
         if not self._leader_retry_due:
             self._leader_retry_due = True
@@ -276,7 +277,7 @@ class KafkaPublisher:
         self._leader_retry_due = False
         self._dispatch_soon()
 
-    def _send(self, producer: AIOKafkaProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
+    def _send(self, producer: DirectProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
         batch.partition = partition.partition
         batch.sent = True
         self._busy.add(partition)
@@ -284,11 +285,11 @@ class KafkaPublisher:
         self._deliveries[task] = producer
         task.add_done_callback(self._deliveries.pop)
 
-    async def _deliver(self, producer: AIOKafkaProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
+    async def _deliver(self, producer: DirectProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
         """One batch, until Kafka has answered, however late."""
         outcome = Outcome.FAILED
         try:
-            await (await producer.send_batch(batch.builder, partition.topic, partition=partition.partition))
+            await producer.send_to(broker, partition, batch.builder)
             outcome = Outcome.DELIVERED
         except (KafkaError, OSError) as error:
             log.error(
@@ -325,13 +326,13 @@ class KafkaPublisher:
             self._metrics.batch(batch.topic, outcome.value, len(batch.records), self._loop.time() - batch.opened_at)
             self.settled(batch, outcome)
 
-    def _replace(self, producer: AIOKafkaProducer) -> None:
+    def _replace(self, producer: DirectProducer) -> None:
         if producer is self._producer and not self._stopping:
             self._producer = None
             self.unready_reason = "the connection to Kafka is being replaced"
             self._connector = self._loop.create_task(self._connect(producer), name="kafka-connect")
 
-    async def _connect(self, replaced: AIOKafkaProducer | None = None) -> None:
+    async def _connect(self, replaced: DirectProducer | None = None) -> None:
         """Until there is a producer that knows every topic."""
         if replaced is not None:
             await _close(replaced, CONNECT_TIMEOUT_S)
@@ -340,7 +341,7 @@ class KafkaPublisher:
                     task.cancel()  # nobody will answer for it any more
         backoff_s, backoff_max_s = CONNECT_BACKOFF_S
         while True:
-            producer = AIOKafkaProducer(
+            producer = DirectProducer(
                 **self._connection,
                 acks="all",
                 enable_idempotence=True,
@@ -388,7 +389,7 @@ def _append(batch: Batch, record: Record) -> bool:
     return added is not None
 
 
-def _partition_of_key(producer: AIOKafkaProducer, record: Record) -> int:
+def _partition_of_key(producer: DirectProducer, record: Record) -> int:
     """As Kafka's own clients choose: murmur2 of the key."""
     partitions = sorted(producer.client.cluster.partitions_for_topic(record.topic) or ())
     if not partitions:
@@ -396,7 +397,7 @@ def _partition_of_key(producer: AIOKafkaProducer, record: Record) -> int:
     return int(partitions[(murmur2(record.key) & 0x7FFFFFFF) % len(partitions)])
 
 
-async def _close(producer: AIOKafkaProducer, timeout_s: float) -> None:
+async def _close(producer: DirectProducer, timeout_s: float) -> None:
     """With idempotence a batch never expires, so `stop` waits for as long as Kafka is away: it gets a limit."""
     try:
         async with asyncio.timeout(timeout_s):  # before Python 3.12, `wait_for` may swallow a cancellation

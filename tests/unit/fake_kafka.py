@@ -1,4 +1,4 @@
-"""Kafka as the publisher sees it: the small slice of AIOKafkaProducer that it uses, answered by hand.
+"""Kafka as the publisher sees it: the small slice of DirectProducer that it uses, answered by hand.
 
 The batches are aiokafka's own, so what a test reads from a flight is what a broker would.
 """
@@ -60,7 +60,7 @@ class FakeKafka:
     metadata_updates: int = 0
 
     def producer(self, **options: Any) -> "FakeProducer":
-        """In place of the class `AIOKafkaProducer`."""
+        """In place of the class `DirectProducer`."""
         self.producers.append(FakeProducer(self, options))
         return self.producers[-1]
 
@@ -117,9 +117,10 @@ class FakeProducer:
     def create_batch(self) -> BatchBuilder:
         return BatchBuilder(self.options["max_batch_size"], 0)
 
-    async def send_batch(self, batch: BatchBuilder, topic: str, *, partition: int) -> asyncio.Future[None]:
+    async def send_to(self, broker: int, partition: TopicPartition, builder: BatchBuilder) -> None:
+        assert broker == self._kafka.leaders[partition]
         if self._kafka.send_fault is not None:
             raise self._kafka.send_fault
         reply: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._kafka.flights.append(Flight(self, topic, partition, bytes(batch._build()), reply))
-        return reply
+        self._kafka.flights.append(Flight(self, *partition, bytes(builder._build()), reply))
+        await reply

@@ -101,7 +101,7 @@ class Gateway:
 @pytest.fixture
 async def gateway(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     gateway = Gateway()
-    monkeypatch.setattr(publisher_module, "AIOKafkaProducer", gateway.kafka.producer)
+    monkeypatch.setattr(publisher_module, "DirectProducer", gateway.kafka.producer)
     unhandled: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
     yield gateway

@@ -57,7 +57,7 @@ def led_by(*brokers: int | None, topic: str = TOPIC) -> Leaders:
 def kafka(monkeypatch: pytest.MonkeyPatch) -> FakeKafka:
     """One broker, one partition of each topic."""
     kafka = FakeKafka(led_by(1) | led_by(1, topic=OTHER))
-    monkeypatch.setattr(publisher_module, "AIOKafkaProducer", kafka.producer)
+    monkeypatch.setattr(publisher_module, "DirectProducer", kafka.producer)
     return kafka
 
 
