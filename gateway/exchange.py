@@ -30,6 +30,10 @@ class Connection(Protocol):
     def server_headers(self) -> list[Header]:
         """That every answer carries."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there may be a request behind the one that is being answered."""
+
     def write(self, data: bytes) -> None: ...
     def regulate(self) -> None:
         """`is_full` has changed."""
@@ -83,8 +87,8 @@ class Exchange:
             if type(self._body) is bytes:
                 self._body = bytearray(self._body)
             self._body += chunk
-            if self.is_full:
-                self._connection.regulate()
+        if self._waiter is None and self.is_full:
+            self._connection.regulate()
         self._wake()
 
     def complete(self) -> None:
@@ -139,7 +143,7 @@ class Exchange:
                 raise RuntimeError("an answer has one head")
             self._head = message
             return
-        if self._head is None or self.is_answered:
+        if self._head is None or self.is_answered or message["type"] != "http.response.body":
             raise RuntimeError("a body belongs between an answer's head and its end")
         body: bytes = message.get("body", b"")
         if message.get("more_body"):
@@ -147,7 +151,7 @@ class Exchange:
         else:
             if self._pieces:
                 body = b"".join([*self._pieces, body])
-            self._answer(self._head["status"], self._head["headers"], body)
+            self._answer(self._head["status"], self._head.get("headers", ()), body)
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -157,6 +161,8 @@ class Exchange:
     def _answer(self, status: int, headers: Sequence[Header], body: bytes) -> None:
         """Raises RuntimeError."""
         method = self.scope["method"]
+        if not self._connection.goes_on:
+            self.keep_alive = False
         length = b"content-length: %d" % len(body)
         lines = [_STATUS_LINES[status]]
         for name, value in (*self._connection.server_headers, *headers):
@@ -166,6 +172,7 @@ class Exchange:
                 lines.append(b"%b: %b" % (name, value))
             elif method == "HEAD":
                 length = b"content-length: %b" % value
+        has_body = method != "HEAD" and status not in _WITHOUT_BODY
         if status not in _WITHOUT_BODY:
             lines.append(length)
         if not self.keep_alive:
@@ -175,7 +182,7 @@ class Exchange:
             raise RuntimeError("a header of the answer holds a line break")
         self.is_answered = True
         if not self.is_cut_off:
-            self._connection.write(b"%b\r\n\r\n%b" % (head, b"" if method == "HEAD" else body))
+            self._connection.write(b"%b\r\n\r\n%b" % (head, body if has_body else b""))
             self._connection.answered(self)
 
 

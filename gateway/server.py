@@ -20,13 +20,13 @@ import re
 from collections import deque
 from typing import Any
 from urllib.parse import unquote
-from weakref import WeakKeyDictionary
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.asgi import WHOLE, Header
+from gateway.connections import shared_by
 from gateway.errors import BadRequest, GatewayError, HeadTooLarge, RequestTimeout, Unavailable
 from gateway.exchange import Exchange
 
@@ -34,40 +34,10 @@ CONNECTIONS_MAX = 10_000
 REQUEST_S_MAX = 20.0
 KEEP_ALIVE_S = 5.0
 HEAD_BYTES_MAX = 65_536
-READ_BYTES_MAX = 262_144  # at once
 
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)  # in no JSON: a string has no bare line break
 _IGNORED = b"\r\nignored:"  # as long, so that a body's length stays true
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Unavailable"}
-
-
-class Shared:
-    """What all connections of a server share.
-
-    `buffer` is where they read to: what comes is parsed before anything else is read. Answers wait in a queue until all
-    that the loop has to do in this turn is done, and leave together: the answers to a Kafka batch, one behind the
-    other, wake a caller who has many connections once, and not once each.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.buffer = bytearray(READ_BYTES_MAX)
-        self.view = memoryview(self.buffer)
-        self._loop = loop
-        self._queue: list[tuple[asyncio.Transport, bytes]] = []
-
-    def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        if not self._queue:
-            self._loop.call_soon(self.flush)
-        self._queue.append((transport, data))
-
-    def flush(self) -> None:
-        queue, self._queue = self._queue, []
-        for transport, data in queue:
-            if not transport.is_closing():
-                transport.write(data)
-
-
-_shared: WeakKeyDictionary[ServerState, Shared] = WeakKeyDictionary()
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
@@ -84,15 +54,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._app = config.loaded_app
         self._state = server_state
         self._loop = _loop or asyncio.get_running_loop()
-        shared = _shared.get(server_state)
-        if shared is None:
-            shared = _shared[server_state] = Shared(self._loop)
-        self._shared = shared
+        self._shared = shared_by(server_state, self._loop)
         self._parser = httptools.HttpRequestParser(self)
-        # Or else what follows a request with `Connection: close` would be answered 400, ahead of that one's answer.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._in_head = self._in_message = self._has_begun = False
-        self._head_bytes = 0
+        self._read_bytes = 0
+        self._idle_bytes = 0  # of head or trailers, in reads behind the one that began them
         self._url = b""
         self._headers: list[Header] = []
         self._arriving: Exchange | None = None
@@ -137,6 +103,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def server_headers(self) -> list[Header]:
         return self._state.default_headers
 
+    @property
+    def goes_on(self) -> bool:
+        return not self._shutting_down or bool(self._waiting)
+
     def write(self, data: bytes) -> None:
         self._shared.write(self._transport, data)
 
@@ -145,26 +115,28 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, size: int) -> None:
         """An upgrade header whose name two segments share is missed: then the body is empty, and the answer 422."""
+        self._read_bytes = size
         data: memoryview | bytes = self._shared.view[:size]
         find = self._shared.buffer.find
         if find(b"pgrade:", 0, size) >= 0 or find(b"PGRADE:", 0, size) >= 0:
             data = _UPGRADE.sub(_IGNORED, data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._refuse(BadRequest("Invalid HTTP request received."))
+        except httptools.HttpParserError as error:
+            cause = error.__context__  # what a callback has raised
+            self._refuse(cause if isinstance(cause, GatewayError) else BadRequest("Invalid HTTP request received."))
             return
         except httptools.HttpParserUpgrade:
             if (last := self._waiting[-1] if self._waiting else self._running) is not None:
                 last.keep_alive = False  # httptools reads no more requests
-        if self._in_head:
-            self._head_bytes += size
-            if self._head_bytes > HEAD_BYTES_MAX:
+        if self._in_message:
+            self._idle_bytes += size
+            if self._idle_bytes > HEAD_BYTES_MAX:
                 self._refuse(HeadTooLarge(HEAD_BYTES_MAX))
 
     def on_message_begin(self) -> None:
         self._in_head = self._in_message = self._has_begun = True
-        self._head_bytes = 0
+        self._idle_bytes = -self._read_bytes
         self._url = b""
         self._headers = []
         self._deadline = self._loop.time() + REQUEST_S_MAX
@@ -173,10 +145,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        if self._in_head:  # trailers prove nothing: proxies set their headers in front of the body
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self._read_bytes > HEAD_BYTES_MAX or self._idle_bytes >= 0:
+            length = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
+            if length > HEAD_BYTES_MAX:
+                raise HeadTooLarge(HEAD_BYTES_MAX)
         parser = self._parser
         path, query = self._url, b""
         if not path.startswith(b"/") or b"#" in path:
@@ -195,7 +172,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if version != "1.1":
             scope["http_version"] = version
         self._arriving = exchange = Exchange(self, scope, version != "1.0" and parser.should_keep_alive())
-        if self._running is None and not self._waiting:
+        if self._running is None and not self._waiting and not self._writing_held:
             self._start(exchange)
         else:
             self._waiting.append(exchange)
@@ -203,13 +180,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def on_body(self, body: bytes) -> None:
         assert self._arriving is not None
+        self._idle_bytes = -self._read_bytes
         self._arriving.feed(body)
 
     def on_message_complete(self) -> None:
         assert self._arriving is not None
         exchange, self._arriving = self._arriving, None
         self._in_message = False
-        self._deadline = self._loop.time() + KEEP_ALIVE_S if exchange.is_answered else math.inf
+        self._deadline = self._loop.time() + KEEP_ALIVE_S if self._running is None else math.inf
         exchange.complete()
 
     def regulate(self) -> None:
@@ -224,7 +202,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def answered(self, exchange: Exchange) -> None:
         self._running = None
-        if not exchange.keep_alive or (self._shutting_down and not self._waiting):
+        if not exchange.keep_alive:
             self._close()
             return
         if not self._in_message:
@@ -234,6 +212,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _start(self, exchange: Exchange) -> None:
         self._running = exchange
+        if not self._in_message:
+            self._deadline = math.inf
         exchange.task = task = self._loop.create_task(exchange.run(self._app, self._state.tasks))
         self._state.tasks.add(task)
 
@@ -280,14 +260,20 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """Answer what is no request, behind the answers that are due before, and hang up."""
         if self._transport.is_closing():
             return
+        if self._arriving is not None and self._arriving.is_answered:
+            self._close()  # a second answer would be taken for the next request's
+            return
+        if self._waiting and self._waiting[-1] is self._arriving:
+            self._waiting.pop()  # the rest of it will never be read
         if self._waiting or (self._running is not None and self._running is not self._arriving):
             self._refusal = error
-            self._deadline = math.inf
+            self._in_message = False
+            self._deadline = math.inf if self._running is not None else self._loop.time() + KEEP_ALIVE_S
             self.regulate()
             return
         body = error.body()
         head = [b"HTTP/1.1 %d %b" % (error.status, _REASONS[error.status])]
-        head += [b"%b: %b" % header for header in error.headers if header[0] != b"connection"]
+        head += [b"%b: %b" % header for header in (*self.server_headers, *error.headers) if header[0] != b"connection"]
         head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
         self.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
         self._close()

@@ -60,7 +60,7 @@ async def sent(error: GatewayError) -> tuple[Message, bytes]:
     async def send(message: Message) -> None:
         messages.append(message)
 
-    await error.respond(send)
+    await error.respond({}, send)
     start, body = messages
     assert (start["type"], body["type"]) == ("http.response.start", "http.response.body")
     assert not body.get("more_body")
