@@ -57,8 +57,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._shared = shared_by(server_state, self._loop)
         self._parser = httptools.HttpRequestParser(self)
         self._in_head = self._in_message = self._has_begun = False
-        self._read_bytes = 0
-        self._idle_bytes = 0  # of head or trailers, in reads behind the one that began them
+        self._read_bytes = 0  # by the last read
+        self._foreign_bytes = 0  # of those, at most: of messages before the next one that begins
+        self._idle_bytes = 0  # of a head or of trailers, at least
         self._url = b""
         self._headers: list[Header] = []
         self._arriving: Exchange | None = None
@@ -116,6 +117,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, size: int) -> None:
         """An upgrade header whose name two segments share is missed: then the body is empty, and the answer 422."""
         self._read_bytes = size
+        self._foreign_bytes = size if self._in_message else 0
         data: memoryview | bytes = self._shared.view[:size]
         find = self._shared.buffer.find
         if find(b"pgrade:", 0, size) >= 0 or find(b"PGRADE:", 0, size) >= 0:
@@ -136,7 +138,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         self._in_head = self._in_message = self._has_begun = True
-        self._idle_bytes = -self._read_bytes
+        self._idle_bytes = -self._foreign_bytes
+        self._foreign_bytes = self._read_bytes
         self._url = b""
         self._headers = []
         self._deadline = self._loop.time() + REQUEST_S_MAX
@@ -150,7 +153,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if self._read_bytes > HEAD_BYTES_MAX or self._idle_bytes >= 0:
+        if self._idle_bytes > 0:  # it took several reads, or else it is no longer than one
             length = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
             if length > HEAD_BYTES_MAX:
                 raise HeadTooLarge(HEAD_BYTES_MAX)

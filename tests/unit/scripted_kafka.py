@@ -6,14 +6,18 @@ consumer would. Nobody but a test's faults makes them slow, deaf or forgetful.
 
 import asyncio
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaConnectionError, NotLeaderForPartitionError, OutOfOrderSequenceNumber
-from aiokafka.errors import RequestTimedOutError as RequestTimedOut
+from aiokafka.errors import (
+    KafkaConnectionError,
+    NotLeaderForPartitionError,
+    OutOfOrderSequenceNumber,
+    RequestTimedOutError,
+)
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v7
 from aiokafka.record.default_records import DefaultRecordBatch
 
@@ -94,7 +98,7 @@ class ScriptedClient:
         self.cluster = self
         self.closed = False
         self._md_update_fut: asyncio.Future[bool] | None = None
-        self._requests: set[asyncio.Future[int]] = set()
+        self._exchanges: set[asyncio.Future[int]] = set()
 
     def leader_for_partition(self, partition: TopicPartition) -> int | None:
         return self.leaders.get(partition)
@@ -147,30 +151,23 @@ class ScriptedClient:
 
     async def _exchange(self, sent: Sent) -> int:
         exchange = asyncio.ensure_future(self.kafka.take(sent))
-        self._requests.add(exchange)
-        closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        exchange.add_done_callback(lambda done: closed.done() or closed.set_result(0))
-        self._closers.add(closed)
+        self._exchanges.add(exchange)
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                await closed
-            return await exchange
+                await asyncio.wait({exchange})
         except TimeoutError:
-            raise RequestTimedOut from None
+            raise RequestTimedOutError from None
         finally:
-            self._closers.discard(closed)
-            self._requests.discard(exchange)
+            self._exchanges.discard(exchange)
             exchange.cancel()
-
-    @property
-    def _closers(self) -> set[asyncio.Future[int]]:
-        return self.__dict__.setdefault("closers", set())
+        if exchange.cancelled():
+            raise KafkaConnectionError("Connection closed")
+        return exchange.result()
 
     async def close(self) -> None:
         self.closed = True
-        for closer in list(self._closers):
-            if not closer.done():
-                closer.set_exception(KafkaConnectionError("Connection closed"))
+        for exchange in self._exchanges:
+            exchange.cancel()
 
 
 def _sent(broker: int, partition: TopicPartition, wire: bytes, by_routine: bool) -> Sent:
@@ -229,7 +226,3 @@ def moves(partition: TopicPartition, broker: int) -> Fault:
         return kafka.append(sent)
 
     return fault
-
-
-def errors(kafka: ScriptedKafka, faults: Iterable[Fault]) -> None:
-    kafka.faults.extend(faults)
