@@ -177,9 +177,10 @@ class SingleEvent(Endpoint):
         if limits:
             request.answer_headers += services.quotas.spend(limits, 1, time.monotonic())
         event_id = event_ids.requested(request)
-        event = await self._event(request, receive)
         sender = self._sender(request, caller)
-        record, warnings = prepare(self.stream, sender, event, request.received_ms, event_id)
+        record, warnings = prepare(
+            self.stream, sender, await self._event(request, receive), request.received_ms, event_id
+        )  # the event itself is not kept while we wait
         if record.bytes > services.limits.record_bytes_max:
             raise PayloadTooLarge(services.limits.event_bytes_max)
         place = await services.outbox.publish(record)
