@@ -11,7 +11,7 @@ The version is pinned, and `tests/unit/test_direct_producer.py` says what has mo
 import copy
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import ProducerClosed
+from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
 from aiokafka.producer.sender import SendProduceReqHandler
 
@@ -23,20 +23,29 @@ class DirectProducer(AIOKafkaProducer):  # type: ignore[misc]
 
         Raises KafkaError: Kafka does not take it. Whoever is cancelled does not know.
         """
-        accumulator = self._message_accumulator
+        accumulator, numbers = self._message_accumulator, self._txn_manager
         if accumulator._closed:
             raise ProducerClosed
         if accumulator._exception is not None:
             raise copy.copy(accumulator._exception)
         batch = MessageBatch(partition, builder, accumulator._batch_ttl, accumulator._linger_time)
-        accumulator._batches[partition].append(batch)
-        accumulator._pop_batch(partition)
+        # As `_pop_batch` does, which would take an older batch of the partition if one waits there.
+        batch.set_producer_state(numbers.producer_id, numbers.producer_epoch, numbers.sequence_number(partition))
+        numbers.increment_sequence_number(partition, batch.record_count)
+        batch.drain_ready()
+        accumulator._pending_batches.add(batch)  # where `stop` and the routine look for it
         try:
             await SendProduceReqHandler(self._sender, {partition: batch}).do(broker)
             if not batch.future.done():  # it is back in the accumulator
                 accumulator._wakeup(accumulator.waiter())
             await batch.future
+        except KafkaError:
+            raise
+        except Exception as error:
+            raise KafkaError(f"Unexpected error: {error!r}") from error
         finally:
-            if not batch.future.done():  # nobody waits for it any more: `stop` need not, either
-                accumulator._pending_batches.add(batch)  # where it is looked for when its future ends
-                batch.future.cancel()
+            if batch.future.done() and not batch.future.cancelled():
+                accumulator._pending_batches.discard(batch)
+                batch.future.exception()  # has been looked at, even if we did not get as far as waiting for it
+            else:  # nobody waits for it any more: `stop` need not, either
+                batch.future.cancel()  # still pending: the routine may have it, and takes it from there
