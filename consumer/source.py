@@ -5,7 +5,9 @@ what you hold) or `KafkaUnavailable` (try again), and assignment changes reach o
 """
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -42,6 +44,7 @@ log = structlog.get_logger(__name__)
 POLL_SLABS_MAX = 10_000 // SLAB_RECORDS  # bounds the time between two turns of the event loop
 NONE = TopicPartition("", -1)  # stands for no partition in `getmany`, which takes none for all of them
 CLOSE_TIMEOUT_S = 10.0
+SLOW_S = 5.0  # aiokafka repeats by itself, without an end and without a word, what another attempt may mend
 FETCH_BYTES_MAX = 16_777_216
 PARTITION_FETCH_BYTES_MAX = 4_194_304
 
@@ -109,7 +112,8 @@ class KafkaSource:
                 metadata_max_age_ms=60_000,
             )
             self._consumer.subscribe(self._topics, listener=_Rebalance(listener))
-            await self._consumer.start()
+            with _told_when_slow("a place in the group"):
+                await self._consumer.start()
             hand_on_slabs(self._consumer)
         except (KafkaError, OSError) as error:
             await self.stop()
@@ -149,7 +153,8 @@ class KafkaSource:
     async def commit(self, partition: TopicPartition, offset: int, metadata: str) -> None:
         """One attempt. Raises Fenced or KafkaUnavailable."""
         try:
-            await self._started.commit({partition: (offset, metadata)})
+            with _told_when_slow("a commit", topic=partition.topic, partition=partition.partition, offset=offset):
+                await self._started.commit({partition: (offset, metadata)})
         except _FENCING as error:
             raise Fenced(repr(error)) from error
         except KafkaError as error:
@@ -162,9 +167,10 @@ class KafkaSource:
         """
         wanted = set(partitions)
         try:
-            found = await self._admin_client.list_consumer_group_offsets(
-                self._settings.group_id, partitions=list(wanted)
-            )
+            with _told_when_slow("the group's offsets"):
+                found = await self._admin_client.list_consumer_group_offsets(
+                    self._settings.group_id, partitions=list(wanted)
+                )
         except (KafkaError, OSError) as error:
             raise KafkaUnavailable(repr(error)) from error
         # aiokafka overlooks the answer's own error: while the coordinator loads, it names no partition at all,
@@ -177,8 +183,9 @@ class KafkaSource:
         """First offset that Kafka holds and the one after the last. Raises KafkaUnavailable."""
         partitions = list(partitions)
         try:
-            begins = await self._started.beginning_offsets(partitions)
-            ends = await self._started.end_offsets(partitions)
+            with _told_when_slow("the ends of partitions"):
+                begins = await self._started.beginning_offsets(partitions)
+                ends = await self._started.end_offsets(partitions)
         except (KafkaError, OSError) as error:
             raise KafkaUnavailable(repr(error)) from error
         return {tp: (begins[tp], ends[tp]) for tp in partitions}
@@ -216,6 +223,17 @@ class KafkaSource:
     def _admin_client(self) -> AIOKafkaAdminClient:
         assert self._admin is not None, "start() first"
         return self._admin
+
+
+@contextmanager
+def _told_when_slow(what: str, **context: object) -> Iterator[None]:
+    """One line in the log if this takes longer than SLOW_S: nothing else would say what is waited for."""
+    telling = partial(log.warning, "kafka takes long", waiting_for=what, **context)
+    timer = asyncio.get_running_loop().call_later(SLOW_S, telling)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]

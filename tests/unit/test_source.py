@@ -1,10 +1,13 @@
 """The adapter to Kafka: what the library overlooks."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from structlog.testing import capture_logs
 
+from consumer import source as adapter
 from consumer.settings import ConsumerSettings
 from consumer.source import KafkaSource, KafkaUnavailable
 
@@ -25,6 +28,15 @@ def source(answer: dict[TopicPartition, OffsetAndMetadata]) -> KafkaSource:
     return made
 
 
+class Committer:
+    """Takes its time: until the timers that are due have had their turn."""
+
+    async def commit(self, _: object) -> None:
+        due = asyncio.Event()
+        asyncio.get_running_loop().call_later(adapter.SLOW_S, due.set)
+        await due.wait()
+
+
 async def test_a_partition_without_a_commit_is_left_out() -> None:
     answer = {FIRST: OffsetAndMetadata(5, "m"), SECOND: OffsetAndMetadata(-1, "")}
     assert await source(answer).committed([FIRST, SECOND]) == {FIRST: (5, "m")}
@@ -36,3 +48,18 @@ async def test_a_partition_that_is_not_named_is_no_partition_without_a_commit(
 ) -> None:
     with pytest.raises(KafkaUnavailable):
         await source(answer).committed([FIRST, SECOND])
+
+
+@pytest.mark.parametrize(("slow_s", "lines"), [(0.0, 1), (3_600.0, 0)])
+async def test_what_is_waited_for_is_said_once(monkeypatch: pytest.MonkeyPatch, slow_s: float, lines: int) -> None:
+    made = KafkaSource(ConsumerSettings(), ["t"])
+    committer: Any = Committer()
+    made._consumer = committer
+    monkeypatch.setattr(adapter, "SLOW_S", slow_s)
+    with capture_logs() as logs:
+        commit = asyncio.create_task(made.commit(FIRST, 5, ""))
+        if slow_s:
+            await asyncio.sleep(0)
+            commit.cancel()
+        await asyncio.gather(commit, return_exceptions=True)
+    assert [(entry["waiting_for"], entry["offset"]) for entry in logs] == [("a commit", 5)] * lines
