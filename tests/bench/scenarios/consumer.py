@@ -33,6 +33,12 @@ TUTORIAL_SHARE = 4
 """The tutorial consumer gets a part of the backlog: it would take longer than all others together."""
 FIRST_ROW = Measure("first_row_s", "start to first row s", 1)
 
+LIMITS = (
+    "All read the same log from the page cache, on the same core. The limits have the stores to themselves: while "
+    "getmany or consume alone reads, the engine rests, and while the engine alone inserts, Kafka does. getmany alone "
+    "runs with Python's own thresholds of the collector."
+)
+
 Drain = Callable[[Job], Figures]
 
 
@@ -53,7 +59,7 @@ def fill(bench: Bench, stack: Stack, backlog: Backlog) -> None:
 
 def consumer(bench: Bench, result: Result) -> None:
     placement = cores.stores_unbound(bench.cores)
-    result.setting = placement.sentence
+    result.setting = f"{placement.sentence} {LIMITS}"
     rows, numbers = bench.options.backlog_rows, count()
     contestants = [
         Contestant(SLUICE, drain.ours),

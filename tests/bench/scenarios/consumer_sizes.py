@@ -42,6 +42,8 @@ def table(bench: Bench, result: Result) -> None:
         full = Table(stack, "bench_full", stack.endpoints.kafka_bootstrap_servers)
         with bench.bars.bar(f"filling the table with {held:,} rows", held) as advance:
             full.fill(held, advance)
+        with bench.bars.bar("letting the table's parts be merged", 1):
+            full.settle()
         fill(bench, stack, Backlog(rows))
         for before in bench.interleaved("consumer-table", (0, held), _held):
             job = Job(stack, placement, rows, f"t{next(numbers)}")
