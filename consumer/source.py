@@ -24,7 +24,7 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 
-from consumer.raw_batches import SLAB_RECORDS, Slab, hand_on_slabs
+from consumer.raw_batches import SLAB_RECORDS, Slab, hand_on_slabs, read_without_pauses
 from consumer.settings import ConsumerSettings
 from schemas import kafka
 
@@ -45,8 +45,9 @@ POLL_SLABS_MAX = 10_000 // SLAB_RECORDS  # bounds the time between two turns of 
 NONE = TopicPartition("", -1)  # stands for no partition in `getmany`, which takes none for all of them
 CLOSE_TIMEOUT_S = 10.0
 SLOW_S = 5.0  # aiokafka repeats by itself, without an end and without a word, what another attempt may mend
-FETCH_BYTES_MAX = 16_777_216
-PARTITION_FETCH_BYTES_MAX = 4_194_304
+# Twice as much is no faster, and takes 20 to 40 MB more: what was fetched is held twice while it is read.
+FETCH_BYTES_MAX = 8_388_608
+PARTITION_FETCH_BYTES_MAX = 2_097_152
 
 _FENCING = (
     CommitFailedError,
@@ -96,6 +97,7 @@ class KafkaSource:
             self._admin = AIOKafkaAdminClient(**self._connection)
             await self._admin.start()
             self.cluster_id = str((await self._admin.describe_cluster())["cluster_id"])
+            read_without_pauses(FETCH_BYTES_MAX)
             self._consumer = AIOKafkaConsumer(
                 **self._connection,
                 group_id=settings.group_id,
