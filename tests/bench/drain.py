@@ -74,6 +74,7 @@ def ours(job: Job, table: Table | None = None) -> Figures:
             consumer.spawn()
         began_s = time.time()
         before_cpu_s, engine_before_s = _until_ready(consumer, port, engine)
+        ready_s = time.time() - began_s
         landed = partial(_landed, consumer, table, job.rows)
         while not landed():
             time.sleep(LANDED_POLL_S)
@@ -93,6 +94,7 @@ def ours(job: Job, table: Table | None = None) -> Figures:
         "rows_per_s": pace(landings),
         "cpu_us_per_row": cpu_s / job.rows * 1e6,
         "engine_cpu_us_per_row": engine_cpu_s / job.rows * 1e6,
+        "ready_s": ready_s,
         "first_row_s": first_row_s,
         "peak_rss_mb": peak_rss / 1e6,
     }

@@ -31,6 +31,7 @@ OWN_IDS, CALLERS_IDS = "ids of ours", "callers' ids"
 
 TUTORIAL_SHARE = 4
 """The tutorial consumer gets a part of the backlog: it would take longer than all others together."""
+READY = Measure("ready_s", "start to ready s", 1)
 FIRST_ROW = Measure("first_row_s", "start to first row s", 1)
 
 LIMITS = (
@@ -109,7 +110,7 @@ def at(stack: Stack) -> dict[str, str]:
     return {"CONSUMER_KAFKA_BOOTSTRAP_SERVERS": stack.endpoints.kafka_bootstrap_servers}
 
 
-_MEASURES = (ROWS_PER_S, CPU_PER_ROW, ENGINE_CPU_PER_ROW, FIRST_ROW, PEAK_RSS)
+_MEASURES = (ROWS_PER_S, CPU_PER_ROW, ENGINE_CPU_PER_ROW, READY, FIRST_ROW, PEAK_RSS)
 
 CONSUMER = Scenario(
     "consumer",
