@@ -43,6 +43,7 @@ log = structlog.get_logger(__name__)
 
 POLL_SLABS_MAX = 10_000 // SLAB_RECORDS  # bounds the time between two turns of the event loop
 NONE = TopicPartition("", -1)  # stands for no partition in `getmany`, which takes none for all of them
+REBALANCE_POLL_S = 1.0  # how much longer a poll takes at most, while the group finds together
 CLOSE_TIMEOUT_S = 10.0
 SLOW_S = 5.0  # aiokafka repeats by itself, without an end and without a word, what another attempt may mend
 # Twice as much is no faster, and takes 20 to 40 MB more: what was fetched is held twice while it is read.
@@ -138,12 +139,16 @@ class KafkaSource:
         """Records of these partitions, POLL_SLABS_MAX slabs at most. Raises OutOfRange or KafkaUnavailable.
 
         What has been fetched of others is kept: aiokafka would throw away what it has of a paused partition, and
-        fetch it again.
+        fetch it again. Ends in time even in a rebalance, for which aiokafka waits however long it takes.
         """
         try:
-            slabs: dict[TopicPartition, list[Slab]] = await self._started.getmany(
-                *(partitions or (NONE,)), timeout_ms=timeout_ms, max_records=POLL_SLABS_MAX
-            )
+            # Nothing is lost by it: once aiokafka has taken records out of its hands, it waits for nothing.
+            async with asyncio.timeout(timeout_ms / 1000 + REBALANCE_POLL_S):
+                slabs: dict[TopicPartition, list[Slab]] = await self._started.getmany(
+                    *(partitions or (NONE,)), timeout_ms=timeout_ms, max_records=POLL_SLABS_MAX
+                )
+        except TimeoutError:
+            return {}
         except NoOffsetForPartitionError:
             return {}  # a group without commits, met before the ledger's seek; the next poll has a position
         except OffsetOutOfRangeError as error:
