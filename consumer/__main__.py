@@ -117,7 +117,16 @@ async def _start(source: KafkaSource, consumer: Consumer, stopping: asyncio.Even
     """Join the group as soon as Kafka lets us; False if asked to stop before that."""
     while not stopping.is_set():
         try:
-            await source.start(consumer)
+            # A group may take its time to find together, and a signal does not wait for it.
+            starting = asyncio.create_task(source.start(consumer), name="start")
+            stopped = asyncio.create_task(stopping.wait(), name="stopping")
+            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not starting.done():
+                starting.cancel()
+                await asyncio.wait({starting})
+                return False
+            await starting
         except KafkaUnavailable as error:
             log.warning("kafka cannot be reached, will be tried again", error=str(error))
             try:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import orjson
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from consumer.batch import Batch, Range
 from consumer.repeats import Checkpoint
 from consumer.source import KafkaSource, KafkaUnavailable, TopicPartition
+
+log = structlog.get_logger(__name__)
 
 CODEC_VERSION = 1
 METADATA_BYTES_MAX = 4096  # the broker's default for offset.metadata.max.bytes
@@ -138,10 +141,22 @@ class Ledger:
 
 
 async def insistently(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Repeat a call to Kafka for as long as Kafka is away."""
+    """Repeat a call to Kafka for as long as Kafka is away, and say so: nothing goes on meanwhile."""
+
+    def repeated(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        log.warning(
+            "kafka does not answer, will be asked again",
+            call=getattr(call, "__qualname__", repr(call)),
+            attempt=state.attempt_number,
+            seconds=round(state.seconds_since_start or 0.0, 1),
+            error=str(error),
+        )
+
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(KafkaUnavailable),
         wait=wait_random_exponential(multiplier=0.1, max=KAFKA_BACKOFF_MAX_S),
+        before_sleep=repeated,
     )
     result: T = await retrying(call, *args, **kwargs)
     return result

@@ -277,6 +277,7 @@ class Consumer:
         self._paused.clear()
         self._stopped.clear()
         self._failed.clear()
+        self._pace.forget()
         self._metrics.stopped_partitions.set(0)
         self._metrics.partitions.set(0)
 

@@ -17,3 +17,11 @@ class Pace:
         spent_until = max(now, self._spent_until)
         self._spent_until = spent_until + self._step_s
         return max(now, spent_until + self._step_s - max(BURST_S, self._step_s))
+
+    def give_back(self) -> None:
+        """A time that was taken and is not used: somebody else's then, or all would wait for nobody."""
+        self._spent_until -= self._step_s
+
+    def forget(self) -> None:
+        """Those who took times are gone, and what they took with them."""
+        self._spent_until = 0.0

@@ -149,13 +149,20 @@ class PartitionWorker:
                     lambda: self._closes() or not self._fills_anyway(), self._filling.ready_at() + patience
                 )
             if not self._closes():
-                await self._until(self._closes, self._pace.next_at(time.monotonic()))
+                await self._turn()
             if self._filling.empty or self._draining:
                 continue
             await self._insert_filled()
         # With a replay left undone the intent stays open as it is, for the next owner.
         if self.landed != self._closed and not self._replays:
             await self._close()
+
+    async def _turn(self) -> None:
+        """To insert a batch that is not full; or until it is."""
+        turn_at = self._pace.next_at(time.monotonic())
+        await self._until(self._closes, turn_at)
+        if time.monotonic() < turn_at:
+            self._pace.give_back()
 
     async def _insert_filled(self) -> None:
         """By itself, so that nothing holds on to the batch while the next one fills."""

@@ -25,6 +25,7 @@ from tests.bench.scenarios import ALL, BY_NAME
 DIRECTORY = Path(".sluice/bench")
 README = Path(__file__).with_name("README.md")
 PLOTS = Path(__file__).with_name("plots")
+ROWS_UNITS = {"k": 1_000, "M": 1_000_000}
 
 
 def main() -> int:
@@ -58,9 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--runs", type=int, help=f"interleaved runs of each; default: {defaults.runs}")
     parser.add_argument("--seconds", type=float, help=f"of each run; default: {defaults.seconds}")
-    parser.add_argument("--backlog-rows", type=int, help=f"to drain; default: {defaults.backlog_rows}")
-    parser.add_argument("--memory-rows", type=int, help=f"the same in `memory`; default: {defaults.memory_rows}")
-    parser.add_argument("--table-rows", type=int, help=f"that are there before; default: {defaults.table_rows}")
+    parser.add_argument("--backlog-rows", type=_rows, help=f"to drain, 2M or 500k; default: {defaults.backlog_rows}")
+    parser.add_argument("--memory-rows", type=_rows, help=f"the same in `memory`; default: {defaults.memory_rows}")
+    parser.add_argument("--table-rows", type=_rows, help=f"that are there before; default: {defaults.table_rows}")
     parser.add_argument("--quick", action="store_true", help="see that all works; the figures mean nothing")
     parser.add_argument("--report-only", action="store_true", help="measure nothing, report what was measured before")
     parser.add_argument("--write", action="store_true", help="write table and plots into tests/bench/README.md")
@@ -71,6 +72,12 @@ def _scenario(name: str) -> Scenario:
     if name not in BY_NAME:
         raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(BY_NAME)}")
     return BY_NAME[name]
+
+
+def _rows(text: str) -> int:
+    """20000000 or 20M. Raises ValueError."""
+    factor = ROWS_UNITS.get(text[-1:], 1)
+    return int(text if factor == 1 else text[:-1]) * factor
 
 
 def _options(args: argparse.Namespace) -> Options:

@@ -96,7 +96,7 @@ class Bench:
         shutil.rmtree(data_dir, ignore_errors=True)
         environment = {
             "CONSUMER_TOPIC_PARTITIONS": str(partitions),
-            "CONSUMER_LOG_LEVEL": "warning",
+            "CONSUMER_LOG_LEVEL": "info",  # some lines a start, none a row
             "GATEWAY_LOG_LEVEL": "warning",
             **(env or {}),
         }

@@ -3,6 +3,7 @@
 When a block landed is read from its rows afterwards: to ask the engine meanwhile would take time from it.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,11 @@ from tests.bench.figures import Point, cumulated
 
 FILLED_PARTITION = 1_000_000
 """kafka_partition of rows that no consumer has inserted."""
-FILL_ROWS = 2_000_000  # an INSERT
+FILL_ROWS = 2_000_000  # an INSERT, and a part
 FILL_MONTHS = 10
+FILLED_BEFORE = "2025-01-01"
+MERGE_POLL_S = 0.5
+MERGES_S_MAX = 600.0
 
 FILL = """
 INSERT INTO {table} (event_id, app, received_at, event_type, document_id, position, query, result_count, session_id,
@@ -28,6 +32,8 @@ SELECT toString(generateUUIDv7()), 'demo', toDateTime64('2024-01-01 00:00:00', 3
        concat('{{"page":', toString(number % 9), ',"device":"desktop"}}'), '{{"experiment":"A"}}',
        {partition}, number
 FROM numbers({first}, {rows})
+SETTINGS max_block_size = 65536, min_insert_block_size_rows = {rows}, min_insert_block_size_bytes = 0,
+         max_insert_threads = 1, insert_deduplicate = 0
 """
 
 
@@ -70,11 +76,17 @@ class Table:
             first += size
             advance(size)
 
+    def settle(self) -> None:
+        """Until the engine has no more parts to merge, for which it would take time from what is measured next."""
+        ends_s = time.monotonic() + MERGES_S_MAX
+        while self._query("SELECT count() FROM system.merges")[0][0] and time.monotonic() < ends_s:
+            time.sleep(MERGE_POLL_S)
+
     def forget_consumed(self) -> None:
-        """Drop what consumers have inserted: they are the only rows of this year and later."""
+        """Drop what consumers have inserted: they are the only rows since FILLED_BEFORE."""
         found = self._query(
             f"SELECT DISTINCT partition FROM system.parts WHERE active AND database = '{self._database}' "
-            f"AND table = '{TOPIC}' AND partition >= '202501'"
+            f"AND table = '{TOPIC}' AND partition >= toString(toYYYYMM(toDate('{FILLED_BEFORE}')))"
         )
         for (partition,) in found:
             self._client.command(f"ALTER TABLE {self._name} DROP PARTITION {partition}")
@@ -93,4 +105,5 @@ class Table:
         return [tuple(row) for row in self._client.query(sql).result_rows]
 
 
-_CONSUMED = f"kafka_partition < {FILLED_PARTITION}"
+# The time says it, too, and of which months nothing need be read to count.
+_CONSUMED = f"kafka_partition < {FILLED_PARTITION} AND received_at >= '{FILLED_BEFORE}'"

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from schemas.streams import APP_INTERACTIONS, RETRIEVER_INTERACTIONS
+from tests.bench import __main__ as command
 from tests.bench import cores, events, figures, proc, reaches, report
 from tests.bench.bench import Options
 from tests.bench.figures import Point, Spread
@@ -64,6 +65,17 @@ class TestFigures:
             figures.pace([Point(0, 100)])
         with pytest.raises(ValueError):
             figures.pace([])
+
+
+class TestOptions:
+    @pytest.mark.parametrize(("text", "rows"), [("20M", 20_000_000), ("500k", 500_000), ("7", 7)])
+    def test_sizes_may_be_written_short(self, text: str, rows: int) -> None:
+        assert command._options(command._parser().parse_args(["--table-rows", text])).table_rows == rows
+
+    @pytest.mark.parametrize("text", ["", "M", "20G", "1.5M"])
+    def test_others_are_refused(self, text: str) -> None:
+        with pytest.raises(SystemExit):
+            command._parser().parse_args(["--table-rows", text])
 
 
 class TestProc:

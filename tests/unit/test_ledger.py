@@ -1,10 +1,21 @@
 """The intent in a commit's metadata: what was written is read back, what is not ours is never guessed at."""
 
 import pytest
+from structlog.testing import capture_logs
 
 from consumer.batch import Range
-from consumer.ledger import METADATA_BYTES_MAX, Entry, Intent, UnreadableIntent, decode, encode_closed, is_open
+from consumer.ledger import (
+    METADATA_BYTES_MAX,
+    Entry,
+    Intent,
+    UnreadableIntent,
+    decode,
+    encode_closed,
+    insistently,
+    is_open,
+)
 from consumer.repeats import Checkpoint
+from consumer.source import KafkaUnavailable
 
 REMEMBERED = Checkpoint(3, 29_922_140)
 
@@ -67,3 +78,22 @@ def test_a_hundred_ranges_of_huge_offsets_fit() -> None:
 def test_what_is_not_ours_is_refused(metadata: str) -> None:
     with pytest.raises(UnreadableIntent):
         decode(5, metadata)
+
+
+async def test_who_insists_says_what_he_waits_for() -> None:
+    left = 2
+
+    async def offsets_of(group: str) -> str:
+        nonlocal left
+        if left:
+            left -= 1
+            raise KafkaUnavailable("the coordinator loads")
+        return group
+
+    with capture_logs() as logs:
+        assert await insistently(offsets_of, "g") == "g"
+    assert [(entry["log_level"], entry["attempt"], entry["error"]) for entry in logs] == [
+        ("warning", 1, "the coordinator loads"),
+        ("warning", 2, "the coordinator loads"),
+    ]
+    assert all("offsets_of" in entry["call"] for entry in logs)

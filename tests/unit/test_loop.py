@@ -1,7 +1,10 @@
 """The poll loop: who is read, who waits, and who closes a batch when memory runs short."""
 
+import asyncio
+import time
 from typing import Any, cast
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from consumer.batch import Limits
@@ -96,3 +99,25 @@ async def test_nobody_is_read_while_memory_is_full_but_who_replays_or_takes_ids_
     workers[5]._filling._first = 50
     await consumer._turn()
     assert source.polls[-1][1] == {PARTITIONS[4], PARTITIONS[5]}
+
+
+async def test_after_a_rebalance_nobody_waits_for_turns_that_were_given_to_workers_of_before() -> None:
+    consumer, _ = consumer_of(Source())
+    now = time.monotonic()
+    for _ in range(200):
+        consumer._pace.next_at(now)
+    await consumer.revoked()
+    assert consumer._pace.next_at(now) == now
+
+
+async def test_a_batch_that_fills_up_before_its_turn_gives_it_back() -> None:
+    _, [worker, *_] = consumer_of(Source(), rows_max=10)
+    pace, now = worker._pace, time.monotonic()
+    for _ in range(200):
+        pace.next_at(now)
+    last = pace.next_at(now)
+    turn = asyncio.create_task(worker._turn())
+    await asyncio.sleep(0)
+    worker.feed([slab(10 * ROW_BYTES)])
+    await turn
+    assert pace.next_at(now) == pytest.approx(last + 1 / 8)

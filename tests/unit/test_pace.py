@@ -32,3 +32,22 @@ def test_the_rate_holds_over_any_time(per_second: float, steps: list[float]) -> 
     for first, begin in enumerate(times):
         for count, end in enumerate(times[first:], 1):
             assert count <= most_at_once + (end - begin) * per_second + 1e-6
+
+
+def test_a_time_that_is_not_used_goes_to_who_comes_next() -> None:
+    pace = Pace(8)
+    for _ in range(80):
+        pace.next_at(NOW)
+    last = pace.next_at(NOW)
+    pace.give_back()
+    assert pace.next_at(NOW) == pytest.approx(last)
+    pace.forget()
+    assert [pace.next_at(NOW) - NOW for _ in range(9)] == pytest.approx([0] * 8 + [0.125])
+
+
+def test_giving_back_allows_no_more_at_once() -> None:
+    pace = Pace(8)
+    for _ in range(80):
+        pace.next_at(NOW)
+        pace.give_back()
+    assert [pace.next_at(NOW + 60) - NOW - 60 for _ in range(9)] == pytest.approx([0] * 8 + [0.125])

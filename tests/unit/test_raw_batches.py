@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition, conn
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED, FetchError, FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
@@ -111,6 +111,7 @@ def test_the_private_names_are_where_they_were() -> None:
             (fetcher.Fetcher, "self._records[tp] = FetchResult("),
             (PartitionRecords.__init__, "self._records_iterator = self._unpack_records()"),
             (AIOKafkaConsumer, "self._fetcher = Fetcher("),
+            (conn.AIOKafkaConnection, "asyncio.StreamReader(limit=READER_LIMIT,"),
             (PartitionRecords._unpack_records, "consumer_record = self._consumer_record(tp, record)"),
             (PartitionRecords._unpack_records, "self.next_fetch_offset = record.offset + 1"),
             (PartitionRecords._unpack_records, "for record in next_batch:"),

@@ -8,6 +8,7 @@ import argparse
 import uvloop
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from consumer.source import FETCH_BYTES_MAX, PARTITION_FETCH_BYTES_MAX
 from tests.bench.events import TOPIC
 from tests.bench.peers.report import Progress
 
@@ -17,8 +18,8 @@ async def run(brokers: str, rows: int) -> None:
         bootstrap_servers=brokers,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        fetch_max_bytes=16_777_216,
-        max_partition_fetch_bytes=4_194_304,
+        fetch_max_bytes=FETCH_BYTES_MAX,
+        max_partition_fetch_bytes=PARTITION_FETCH_BYTES_MAX,
         fetch_max_wait_ms=100,
     )
     await consumer.start()

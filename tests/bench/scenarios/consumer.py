@@ -31,7 +31,14 @@ OWN_IDS, CALLERS_IDS = "ids of ours", "callers' ids"
 
 TUTORIAL_SHARE = 4
 """The tutorial consumer gets a part of the backlog: it would take longer than all others together."""
+READY = Measure("ready_s", "start to ready s", 1)
 FIRST_ROW = Measure("first_row_s", "start to first row s", 1)
+
+LIMITS = (
+    "All read the same log from the page cache, on the same core. The limits have the stores to themselves: while "
+    "getmany or consume alone reads, the engine rests, and while the engine alone inserts, Kafka does. getmany alone "
+    "runs with Python's own thresholds of the collector."
+)
 
 Drain = Callable[[Job], Figures]
 
@@ -53,7 +60,7 @@ def fill(bench: Bench, stack: Stack, backlog: Backlog) -> None:
 
 def consumer(bench: Bench, result: Result) -> None:
     placement = cores.stores_unbound(bench.cores)
-    result.setting = placement.sentence
+    result.setting = f"{placement.sentence} {LIMITS}"
     rows, numbers = bench.options.backlog_rows, count()
     contestants = [
         Contestant(SLUICE, drain.ours),
@@ -103,7 +110,7 @@ def at(stack: Stack) -> dict[str, str]:
     return {"CONSUMER_KAFKA_BOOTSTRAP_SERVERS": stack.endpoints.kafka_bootstrap_servers}
 
 
-_MEASURES = (ROWS_PER_S, CPU_PER_ROW, ENGINE_CPU_PER_ROW, FIRST_ROW, PEAK_RSS)
+_MEASURES = (ROWS_PER_S, CPU_PER_ROW, ENGINE_CPU_PER_ROW, READY, FIRST_ROW, PEAK_RSS)
 
 CONSUMER = Scenario(
     "consumer",

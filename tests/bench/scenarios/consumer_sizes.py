@@ -8,7 +8,7 @@ from tests.bench.bench import Bench
 from tests.bench.drain import Job
 from tests.bench.results import Result
 from tests.bench.scenario import CPU_PER_ROW, ENGINE_CPU_PER_ROW, PEAK_RSS, ROWS_PER_S, Plot, Scenario
-from tests.bench.scenarios.consumer import FIRST_ROW, SLUICE, at, fill
+from tests.bench.scenarios.consumer import FIRST_ROW, READY, SLUICE, at, fill
 from tests.bench.tables import Table
 from tests.bench.topic import Backlog
 
@@ -42,6 +42,8 @@ def table(bench: Bench, result: Result) -> None:
         full = Table(stack, "bench_full", stack.endpoints.kafka_bootstrap_servers)
         with bench.bars.bar(f"filling the table with {held:,} rows", held) as advance:
             full.fill(held, advance)
+        with bench.bars.bar("letting the table's parts be merged", 1):
+            full.settle()
         fill(bench, stack, Backlog(rows))
         for before in bench.interleaved("consumer-table", (0, held), _held):
             job = Job(stack, placement, rows, f"t{next(numbers)}")
@@ -59,7 +61,7 @@ def _held(rows: int) -> str:
     return f"{rows / 1e6:g} million rows before"
 
 
-_MEASURES = (ROWS_PER_S, CPU_PER_ROW, ENGINE_CPU_PER_ROW, FIRST_ROW, PEAK_RSS)
+_MEASURES = (ROWS_PER_S, CPU_PER_ROW, ENGINE_CPU_PER_ROW, READY, FIRST_ROW, PEAK_RSS)
 _PLOTS = (Plot("lines", ROWS_PER_S), Plot("lines", CPU_PER_ROW))
 
 PARTITIONS = Scenario("consumer-partitions", "A backlog over 1, 4 and 64 partitions", partitions, _MEASURES, _PLOTS)
