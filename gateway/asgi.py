@@ -4,26 +4,26 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["WHOLE", "ASGIApp", "Header", "Message", "Receive", "Scope", "Send", "respond"]
+__all__ = ["JSON", "WHOLE", "ASGIApp", "Header", "Message", "Receive", "Scope", "Send", "respond"]
 
 Header = tuple[bytes, bytes]
 
 WHOLE = "sluice.response.whole"
 """Extension of our own server: a message of this type is a start and a body in one."""
 
-_JSON: Header = (b"content-type", b"application/json")
+JSON: Header = (b"content-type", b"application/json")
 
 
 async def respond(scope: Scope, send: Send, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
     """Send a whole JSON answer."""
     if WHOLE in scope.get("extensions", ()):
-        await send({"type": WHOLE, "status": status, "headers": [_JSON, *headers], "body": body})
+        await send({"type": WHOLE, "status": status, "headers": [JSON, *headers], "body": body})
         return
     await send(
         {
             "type": "http.response.start",
             "status": status,
-            "headers": [_JSON, (b"content-length", b"%d" % len(body)), *headers],
+            "headers": [JSON, (b"content-length", b"%d" % len(body)), *headers],
         }
     )
     await send({"type": "http.response.body", "body": body})

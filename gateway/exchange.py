@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from gateway.asgi import WHOLE, ASGIApp, Header, Message, Scope
+from gateway.asgi import JSON, WHOLE, ASGIApp, Header, Message, Scope
 from gateway.errors import InternalError
 
 log = structlog.get_logger(__name__)
@@ -112,7 +112,7 @@ class Exchange:
             log.exception("the application failed", path=self.scope["path"])
         if not self.is_answered and not self.is_cut_off:
             error = InternalError()
-            self._answer(error.status, [(b"content-type", b"application/json"), *error.headers], error.body())
+            self._answer(error.status, [JSON, *error.headers], error.body())
         if self.task is not None:
             tasks.discard(self.task)
 
@@ -163,27 +163,35 @@ class Exchange:
         method = self.scope["method"]
         if not self._connection.goes_on:
             self.keep_alive = False
-        length = b"content-length: %d" % len(body)
-        lines = [_STATUS_LINES[status]]
-        for name, value in (*self._connection.server_headers, *headers):
+        length = b"%d" % len(body)
+        kept: list[Header] = []
+        for header in (*self._connection.server_headers, *headers):
+            name = header[0]
             if name == b"connection":  # in our answers it says `close`, and nothing else
                 self.keep_alive = False
             elif name != b"content-length":
-                lines.append(b"%b: %b" % (name, value))
+                kept.append(header)
             elif method == "HEAD":
-                length = b"content-length: %b" % value
-        has_body = method != "HEAD" and status not in _WITHOUT_BODY
+                length = header[1]
         if status not in _WITHOUT_BODY:
-            lines.append(length)
-        if not self.keep_alive:
-            lines.append(b"connection: close")
-        head = b"\r\n".join(lines)
-        if not head.count(b"\r") == head.count(b"\n") == len(lines) - 1:
-            raise RuntimeError("a header of the answer holds a line break")
+            kept.append((b"content-length", length))
+        head = head_of_answer(status, kept, self.keep_alive)
         self.is_answered = True
         if not self.is_cut_off:
-            self._connection.write(b"%b\r\n\r\n%b" % (head, body if has_body else b""))
+            has_body = method != "HEAD" and status not in _WITHOUT_BODY
+            self._connection.write(head + body if has_body else head)
             self._connection.answered(self)
+
+
+def head_of_answer(status: int, headers: Sequence[Header], keep_alive: bool) -> bytes:
+    """With the empty line at its end; `headers` are all but `connection`. Raises RuntimeError."""
+    lines = [_STATUS_LINES[status], *[b"%b: %b" % header for header in headers]]
+    if not keep_alive:
+        lines.append(b"connection: close")
+    head = b"\r\n".join(lines)
+    if not head.count(b"\r") == head.count(b"\n") == len(lines) - 1:
+        raise RuntimeError("a header of the answer holds a line break")
+    return head + b"\r\n\r\n"
 
 
 def _expects_continue(headers: Sequence[Header]) -> bool:

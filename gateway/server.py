@@ -25,10 +25,10 @@ import httptools
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gateway.asgi import WHOLE, Header
+from gateway.asgi import JSON, WHOLE, Header
 from gateway.connections import shared_by
 from gateway.errors import BadRequest, GatewayError, HeadTooLarge, RequestTimeout, Unavailable
-from gateway.exchange import Exchange
+from gateway.exchange import Exchange, head_of_answer
 
 CONNECTIONS_MAX = 10_000
 REQUEST_S_MAX = 20.0
@@ -37,7 +37,6 @@ HEAD_BYTES_MAX = 65_536
 
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)  # in no JSON: a string has no bare line break
 _IGNORED = b"\r\nignored:"  # as long, so that a body's length stays true
-_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Unavailable"}
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
@@ -275,10 +274,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.regulate()
             return
         body = error.body()
-        head = [b"HTTP/1.1 %d %b" % (error.status, _REASONS[error.status])]
-        head += [b"%b: %b" % header for header in (*self.server_headers, *error.headers) if header[0] != b"connection"]
-        head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
-        self.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        headers = [header for header in (*self.server_headers, *error.headers) if header[0] != b"connection"]
+        headers += [JSON, (b"content-length", b"%d" % len(body))]
+        self.write(head_of_answer(error.status, headers, keep_alive=False) + body)
         self._close()
 
     def _close(self) -> None:
