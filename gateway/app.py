@@ -22,7 +22,7 @@ from gateway.body import ByteBudget
 from gateway.callers import AppDoor, RetrieverDoor
 from gateway.client_address import ClientAddress
 from gateway.dry_run import DryRun
-from gateway.endpoints import Limits, Outbox, Preflight, Services, SingleEvent
+from gateway.endpoints import Limits, Outbox, Preflight, Services
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.event_batch import EventBatch
 from gateway.metrics import Metrics
@@ -32,6 +32,7 @@ from gateway.publisher import KafkaPublisher
 from gateway.quotas import Quotas
 from gateway.registry import RegistryFile
 from gateway.settings import GatewaySettings
+from gateway.single_event import SingleEvent
 from gateway.spool import Spool
 from schemas import kafka, probes
 from schemas.openapi import openapi_document

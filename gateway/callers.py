@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from gateway.errors import Forbidden, NotFound, Unauthorized
 from gateway.quotas import Limit, Quotas
-from gateway.registry import App, Owner, RegistryFile, Retriever, key_digest, matches_any
+from gateway.registry import App, Owner, Registry, RegistryFile, Retriever, key_digest, matches_any
 from gateway.requests import Request
 
 ID_ECHO_CHARS_MAX = 200  # of an unknown slug or name, in the error's details
@@ -25,8 +25,11 @@ class Caller(NamedTuple):
 
 class Door(Protocol):
     """`admit` lets a caller in, or raises NotFound, Unauthorized, Forbidden. `owner` asks for no credentials: browsers
-    send none with a preflight. `limits` are the quotas that the caller is subject to."""
+    send none with a preflight. `limits` are the quotas that the caller is subject to. All of it is by what `registry`
+    says now."""
 
+    @property
+    def registry(self) -> Registry: ...
     def admit(self, request: Request) -> Caller: ...
     def owner(self, request: Request) -> Owner: ...
     def limits(self, quotas: Quotas, caller: Caller, address: str | None) -> Sequence[Limit]: ...
@@ -34,14 +37,18 @@ class Door(Protocol):
 
 class AppDoor:
     def __init__(self, registry: RegistryFile) -> None:
-        self._registry = registry
+        self._file = registry
+
+    @property
+    def registry(self) -> Registry:
+        return self._file.current
 
     def admit(self, request: Request) -> Caller:
         return Caller(request.scope["path_params"]["slug"], self.owner(request))
 
     def owner(self, request: Request) -> App:
         slug: str = request.scope["path_params"]["slug"]
-        app = self._registry.current.apps.get(slug)
+        app = self.registry.apps.get(slug)
         if app is None:
             raise NotFound("app", slug[:ID_ECHO_CHARS_MAX])
         return app
@@ -54,7 +61,11 @@ class AppDoor:
 
 class RetrieverDoor:
     def __init__(self, registry: RegistryFile) -> None:
-        self._registry = registry
+        self._file = registry
+
+    @property
+    def registry(self) -> Registry:
+        return self._file.current
 
     def admit(self, request: Request) -> Caller:
         headers = request.headers
@@ -67,7 +78,7 @@ class RetrieverDoor:
             raise Unauthorized(
                 "X-Public-API-Key is required, or public_api_key in the query", code="public_api_key_missing"
             )
-        registry = self._registry.current
+        registry = self.registry
         token_digest, public_key_digest = key_digest(token), key_digest(public_key)
         if not registry.knows_token(token_digest):
             raise Unauthorized("The token is not known", code="bearer_token_unknown")
@@ -85,7 +96,7 @@ class RetrieverDoor:
 
     def owner(self, request: Request) -> Retriever:
         name: str = request.scope["path_params"]["public_name"]
-        retriever = self._registry.current.retrievers.get(name)
+        retriever = self.registry.retrievers.get(name)
         if retriever is None:
             raise NotFound("retriever", name[:ID_ECHO_CHARS_MAX])
         return retriever

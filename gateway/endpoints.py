@@ -1,24 +1,25 @@
-"""What every public endpoint does with a request, and the endpoint for single events.
+"""What every public endpoint does with a request.
 
 A handler reads as the data flows: let the caller in, spend quota, read, check, publish, answer. Plain ASGI callables:
 at thousands of events a second a framework's request and middleware would cost more than all else that is done.
 """
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import structlog
 
-from gateway import answers, bots, cors, event_ids, privacy
+from gateway import bots, cors, privacy
 from gateway.asgi import Receive, Scope, Send, respond
-from gateway.body import ByteBudget, ClientDisconnected, read_body
+from gateway.body import ByteBudget, ClientDisconnected
 from gateway.callers import Caller, Door
 from gateway.client_address import ClientAddress
-from gateway.errors import GatewayError, InternalError, InvalidEvent, NotFound, PayloadTooLarge, Unavailable
-from gateway.intake import Sender, prepare
+from gateway.errors import GatewayError, InternalError, InvalidEvent, NotFound
+from gateway.intake import Sender
 from gateway.metrics import Metrics
 from gateway.outbox import Refusal
 from gateway.quotas import Limit, Quotas
@@ -34,7 +35,7 @@ log = structlog.get_logger(__name__)
 class Outbox(Protocol):
     """Makes records durable and says where, or why a record is nowhere; `publish_all` gives one result a record."""
 
-    def publish(self, record: Record) -> Awaitable[Durability | Refusal]: ...
+    def publish(self, record: Record) -> asyncio.Future[Durability | Refusal]: ...
     async def publish_all(self, records: Sequence[Record]) -> list[Durability | Refusal]: ...
 
 
@@ -71,22 +72,16 @@ class Endpoint:
         self.stream = stream
         self.services = services
         self.door = door
-        self._received = services.metrics.received.labels(stream.name)
+        self.events_received = services.metrics.received(stream.name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, time.time_ns() // 1_000_000)
         try:
             status, answer = await self._answer(request, receive)
-        except GatewayError as error:
-            await self._refuse(request, error, send)
-        except Invalid as invalid:
-            detail = [{**entry, "loc": [self.place, *entry["loc"][1:]]} for entry in invalid.detail]
-            await self._refuse(request, InvalidEvent(detail), send)
         except ClientDisconnected:
             self.refused(request, "", "ClientDisconnected")
-        except Exception:
-            log.exception("unforeseen error", stream=self.stream.name)
-            await self._refuse(request, InternalError(), send)
+        except Exception as error:
+            await self._refuse(request, self.refusal(error), send)
         else:
             await self.respond(request, status, answer, send)
 
@@ -94,24 +89,36 @@ class Endpoint:
         """Status and body."""
         raise NotImplementedError
 
+    def refusal(self, error: BaseException) -> GatewayError:
+        """What the caller is told."""
+        if isinstance(error, GatewayError):
+            return error
+        if isinstance(error, Invalid):
+            return InvalidEvent([{**entry, "loc": [self.place, *entry["loc"][1:]]} for entry in error.detail])
+        log.error("unforeseen error", stream=self.stream.name, exc_info=error)
+        return InternalError()
+
     def received(self, request: Request, events: int) -> None:
         """So many events have arrived: each of them is accepted or refused in the end."""
         request.events = events
-        self._received.inc(events)
+        self.events_received.inc(events)
 
     def refused(self, request: Request, status: str, type_: str) -> None:
         """The request as a whole."""
         if not request.events:
             self.received(request, 1)
-        self.services.metrics.refused.labels(self.stream.name, status, type_).inc(request.events)
+        self.count_refused(request.events, status, type_)
+
+    def count_refused(self, events: int, status: str, type_: str) -> None:
+        self.services.metrics.refused.labels(self.stream.name, status, type_).inc(events)
 
     async def respond(self, request: Request, status: int, answer: bytes, send: Send) -> None:
         await respond(request.scope, send, status, answer, request.answer_headers)
 
-    async def _refuse(self, request: Request, error: GatewayError, send: Send) -> None:
-        self.refused(request, str(error.status), error.type)
-        error.headers += tuple(request.answer_headers)
-        await error.respond(request.scope, send)
+    async def _refuse(self, request: Request, refusal: GatewayError, send: Send) -> None:
+        self.refused(request, str(refusal.status), refusal.type)
+        headers = [*refusal.headers, *request.answer_headers]
+        await respond(request.scope, send, refusal.status, refusal.body(), headers)
 
     def _admit(self, request: Request) -> tuple[Caller, Sequence[Limit]]:
         """Who calls, and what quotas that is subject to. Raises NotFound, Unauthorized, Forbidden, InvalidEvent."""
@@ -165,35 +172,3 @@ class Preflight:
         else:
             await send({"type": "http.response.start", "status": 204, "headers": headers})
             await send({"type": "http.response.body"})
-
-
-class SingleEvent(Endpoint):
-    """POST …/interactions."""
-
-    async def _answer(self, request: Request, receive: Receive) -> tuple[int, bytes]:
-        self.received(request, 1)
-        caller, limits = self._admit(request)
-        services = self.services
-        if limits:
-            request.answer_headers += services.quotas.spend(limits, 1, time.monotonic())
-        event_id = event_ids.requested(request)
-        sender = self._sender(request, caller)
-        record, warnings = prepare(
-            self.stream, sender, await self._event(request, receive), request.received_ms, event_id
-        )  # the event itself is not kept while we wait
-        if record.bytes > services.limits.record_bytes_max:
-            raise PayloadTooLarge(services.limits.event_bytes_max)
-        place = await services.outbox.publish(record)
-        if isinstance(place, Exception):
-            if place.reason == "record_too_large":
-                raise PayloadTooLarge(services.limits.event_bytes_max)
-            raise Unavailable(str(place), code=place.reason)
-        if warnings:
-            self.warn(warnings)
-        return 200, answers.accepted(record.key, place.encode(), warnings)
-
-    async def _event(self, request: Request, receive: Receive) -> dict[str, Any]:
-        """The checked event. Raises what `read_body` raises, and Invalid."""
-        services = self.services
-        body = await read_body(request.scope, receive, services.limits.event_bytes_max, services.budget)
-        return self.stream.parse(body)

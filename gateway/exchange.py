@@ -23,6 +23,12 @@ _WITHOUT_BODY = (204, 304)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+class Answered(Protocol):
+    """What has had its answer. Unless `keep_alive`, the connection ends with it."""
+
+    keep_alive: bool
+
+
 class Connection(Protocol):
     """Where an exchange takes place."""
 
@@ -38,7 +44,7 @@ class Connection(Protocol):
     def regulate(self) -> None:
         """`is_full` has changed."""
 
-    def answered(self, exchange: "Exchange") -> None: ...
+    def answered(self, exchange: "Answered") -> None: ...
 
 
 class Exchange:
@@ -160,27 +166,36 @@ class Exchange:
 
     def _answer(self, status: int, headers: Sequence[Header], body: bytes) -> None:
         """Raises RuntimeError."""
-        method = self.scope["method"]
-        if not self._connection.goes_on:
-            self.keep_alive = False
-        length = b"%d" % len(body)
-        kept: list[Header] = []
-        for header in (*self._connection.server_headers, *headers):
-            name = header[0]
-            if name == b"connection":  # in our answers it says `close`, and nothing else
-                self.keep_alive = False
-            elif name != b"content-length":
-                kept.append(header)
-            elif method == "HEAD":
-                length = header[1]
-        if status not in _WITHOUT_BODY:
-            kept.append((b"content-length", length))
-        head = head_of_answer(status, kept, self.keep_alive)
+        connection = self._connection
+        keep_alive = self.keep_alive and connection.goes_on
+        answer, self.keep_alive = whole_answer(
+            self.scope["method"], status, (*connection.server_headers, *headers), body, keep_alive
+        )
         self.is_answered = True
         if not self.is_cut_off:
-            has_body = method != "HEAD" and status not in _WITHOUT_BODY
-            self._connection.write(head + body if has_body else head)
-            self._connection.answered(self)
+            connection.write(answer)
+            connection.answered(self)
+
+
+def whole_answer(
+    method: str, status: int, headers: Sequence[Header], body: bytes, keep_alive: bool
+) -> tuple[bytes, bool]:
+    """As it goes over the wire, and whether the connection goes on. Raises RuntimeError."""
+    length = b"%d" % len(body)
+    kept: list[Header] = []
+    for header in headers:
+        name = header[0]
+        if name == b"connection":  # in our answers it says `close`, and nothing else
+            keep_alive = False
+        elif name != b"content-length":
+            kept.append(header)
+        elif method == "HEAD":
+            length = header[1]
+    if status not in _WITHOUT_BODY:
+        kept.append((b"content-length", length))
+    head = head_of_answer(status, kept, keep_alive)
+    has_body = method != "HEAD" and status not in _WITHOUT_BODY
+    return (head + body if has_body else head), keep_alive
 
 
 def head_of_answer(status: int, headers: Sequence[Header], keep_alive: bool) -> bytes:

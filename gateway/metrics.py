@@ -1,6 +1,8 @@
 """Every metric of the gateway, declared once. Right with several workers too (prometheus multiprocess mode)."""
 
+import asyncio
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -9,14 +11,35 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     disable_created_metrics,
     generate_latest,
     multiprocess,
 )
 
+TALLY_S = 0.05
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+class Tally:
+    """For what is counted every few microseconds: a Prometheus counter takes one of them each time. So it is told a
+    little later, and before its page is read. Needs a running event loop."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._count = 0
+
+    def inc(self, amount: int = 1) -> None:
+        if not self._count:
+            asyncio.get_running_loop().call_later(TALLY_S, self.pass_on)
+        self._count += amount
+
+    def pass_on(self) -> None:
+        count, self._count = self._count, 0
+        if count:
+            self._counter.inc(count)
 
 
 class Metrics:
@@ -25,8 +48,10 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         disable_created_metrics()
         self._registry = registry
+        self._tallies: list[Tally] = []
+        registry.register(self)  # before the counters that tallies pass on to
         # Events whose request reached an endpoint: each is later delivered or refused.
-        self.received = Counter("gateway_events_received", "Events that arrived", ["stream"], registry=registry)
+        self._received = Counter("gateway_events_received", "Events that arrived", ["stream"], registry=registry)
         # Events by what became of the batch that they were in: delivered, failed, expired, in_doubt.
         self._published = Counter(
             "gateway_events_published",
@@ -81,6 +106,18 @@ class Metrics:
             )
         )
 
+    def collect(self) -> Iterable[Metric]:
+        """Called before the registry is read, as one of its collectors. There is none to add."""
+        for tally in self._tallies:
+            tally.pass_on()
+        return ()
+
+    def received(self, stream: str) -> "Tally":
+        """Events that have arrived. One a caller: it is not to be asked for each of them."""
+        tally = Tally(self._received.labels(stream))
+        self._tallies.append(tally)
+        return tally
+
     def batch(self, stream: str, outcome: str, records: int, seconds: float) -> None:
         """A batch has its outcome. Called once a batch, so that no event pays for it."""
         published, publish_s, batch_records = self._of_batches(stream, outcome)
@@ -96,6 +133,7 @@ class Metrics:
         """The page at /metrics: of all workers where there are several."""
         if MULTIPROCESS_DIR not in os.environ:
             return generate_latest(self._registry)
+        self.collect()
         _forget_dead_workers(Path(os.environ[MULTIPROCESS_DIR]))
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)

@@ -11,7 +11,7 @@ process may die between Kafka's answer and the spool's.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -95,13 +95,13 @@ class KafkaOutbox:
             task.cancel()
         await self._spool.close()
 
-    def publish(self, record: Record) -> Awaitable[Durability | Refusal]:
+    def publish(self, record: Record) -> asyncio.Future[Durability | Refusal]:
         if self._breaker.admits(self._loop.time()):
             try:
                 return self._publisher.publish(record).durable
             except PublisherRefusal as refusal:
                 if refusal.reason != "kafka_unavailable":
-                    return _known(refusal)
+                    return self._known(refusal)
                 self._breaker.record(False, self._loop.time())
         return asyncio.shield(self._spool_soon([record]))
 
@@ -127,6 +127,11 @@ class KafkaOutbox:
             elif place is not None:
                 results[place] = place
         return [results[place] for place in places]
+
+    def _known(self, refusal: Refusal) -> asyncio.Future[Durability | Refusal]:
+        future: asyncio.Future[Durability | Refusal] = self._loop.create_future()
+        future.set_result(refusal)
+        return future
 
     def settled(self, batch: Batch, outcome: Outcome) -> None:
         """The publisher tells of every batch, once. What Kafka has not taken is spooled at once, whoever still waits
@@ -273,7 +278,3 @@ class KafkaOutbox:
 
 def _identity(record: Record) -> tuple[str, bytes | None, bytes, int]:
     return record.topic, record.scope, record.key, record.timestamp_ms
-
-
-async def _known(refusal: Refusal) -> Refusal:
-    return refusal

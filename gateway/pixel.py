@@ -10,8 +10,9 @@ from pydantic import BaseModel
 
 from gateway.asgi import Receive, Send
 from gateway.callers import Door
-from gateway.endpoints import Services, SingleEvent
+from gateway.endpoints import Services
 from gateway.requests import Query, Request
+from gateway.single_event import SingleEvent
 from schemas.streams import Stream
 from schemas.validation import Invalid, loads
 

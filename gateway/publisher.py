@@ -107,7 +107,7 @@ class Batch:
         self.bytes = 0
         self.opened_at = loop.time()
         self.outcome = SharedFuture[Outcome](loop=loop)
-        self.durable = SharedFuture[Durability | SpoolRefusal](loop=loop)
+        self.durable = SharedFuture[Durability | PublisherRefusal | SpoolRefusal](loop=loop)
         self.final: asyncio.Future[Outcome] = loop.create_future()
         self.partition = lane.partition
         self.sent = False

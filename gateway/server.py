@@ -25,10 +25,11 @@ import httptools
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gateway.asgi import JSON, WHOLE, Header
+from gateway.asgi import JSON, SAME_HEAD, WHOLE, Header
 from gateway.connections import shared_by
 from gateway.errors import BadRequest, GatewayError, HeadTooLarge, RequestTimeout, Unavailable
-from gateway.exchange import Exchange, head_of_answer
+from gateway.exchange import Answered, Exchange, head_of_answer
+from gateway.same_head import Repetition
 
 CONNECTIONS_MAX = 10_000
 REQUEST_S_MAX = 20.0
@@ -62,8 +63,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._url = b""
         self._headers: list[Header] = []
         self._arriving: Exchange | None = None
-        self._running: Exchange | None = None
+        self._running: Exchange | Repetition | None = None
         self._waiting: deque[Exchange] = deque()
+        self._repetition = Repetition(self)
         self._refusal: GatewayError | None = None  # waits for the answers before it
         self._reading_held = self._writing_held = self._shutting_down = False
 
@@ -78,7 +80,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             "client": (str(peer[0]), int(peer[1])) if peer else None,
             "scheme": "http",
             "root_path": "",
-            "extensions": {WHOLE: {}},
+            "extensions": {WHOLE: {}, SAME_HEAD: self._repetition.offer},
             # Of each request. That the names are there makes a copy that need not grow.
             "method": "",
             "path": "",
@@ -97,7 +99,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._timer.cancel()
         self._cut_off()
         self._arriving = None
-        del self._parser  # it refers to us
+        self._scope["extensions"].clear()  # like the parser, they refer to us
+        del self._parser, self._repetition
 
     @property
     def server_headers(self) -> list[Header]:
@@ -115,6 +118,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, size: int) -> None:
         """An upgrade header whose name two segments share is missed: then the body is empty, and the answer 422."""
+        is_idle = self._running is None and not self._in_message and not self._writing_held
+        if is_idle and self._repeat(size):
+            return
         self._read_bytes = size
         self._foreign_bytes = size if self._in_message else 0
         data: memoryview | bytes = self._shared.view[:size]
@@ -134,6 +140,23 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._idle_bytes += size
             if self._idle_bytes > HEAD_BYTES_MAX:
                 self._refuse(HeadTooLarge(HEAD_BYTES_MAX))
+        running = self._running if is_idle and not (self._in_message or self._waiting) else None
+        self._repetition.saw(self._shared.buffer, size, running is not None and running.keep_alive)
+        if self._repetition.is_hopeless:
+            self._scope["extensions"].pop(SAME_HEAD, None)
+
+    def _repeat(self, size: int) -> bool:
+        """Whether that was a request with the head of the one before, and is answered as such."""
+        repetition = self._repetition
+        body_at = repetition.body_at(self._shared.buffer, size)
+        if not body_at:
+            return False
+        self._running = repetition
+        self._deadline = math.inf
+        if not repetition.begin(bytes(self._shared.view[body_at:size])):
+            self._running = None
+            return False
+        return True
 
     def on_message_begin(self) -> None:
         self._in_head = self._in_message = self._has_begun = True
@@ -202,7 +225,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             else:
                 self._transport.resume_reading()
 
-    def answered(self, exchange: Exchange) -> None:
+    def answered(self, exchange: Answered) -> None:
         self._running = None
         if not exchange.keep_alive:
             self._close()

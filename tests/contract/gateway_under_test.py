@@ -1,6 +1,7 @@
 """The gateway as its callers meet it, without Kafka and disk: an outbox that keeps the records, a registry with two
 retrievers, and what both endpoints need for a request that is valid in everything but what a test changes."""
 
+import asyncio
 import functools
 import hashlib
 import json
@@ -96,8 +97,10 @@ class RecordingOutbox:
 
     async def stop(self, deadline_s: float) -> None: ...
 
-    async def publish(self, record: Record) -> Durability | Refusal:
-        return self._place(record)
+    def publish(self, record: Record) -> asyncio.Future[Durability | Refusal]:
+        future: asyncio.Future[Durability | Refusal] = asyncio.get_running_loop().create_future()
+        future.set_result(self._place(record))
+        return future
 
     async def publish_all(self, records: Sequence[Record]) -> list[Durability | Refusal]:
         assert records, "nobody asks for nothing"
@@ -202,7 +205,7 @@ def serve(
         return files[0]
 
     if clock is not None:
-        for module in ("endpoints", "event_batch", "dry_run"):
+        for module in ("endpoints", "single_event", "event_batch", "dry_run"):
             monkeypatch.setattr(f"gateway.{module}.time", clock)
     outbox, counters = RecordingOutbox(), CollectorRegistry()
     # structlog's default shows the local variables of every frame, which takes a second.

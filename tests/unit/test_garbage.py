@@ -44,13 +44,16 @@ async def exchange(config: Config, kind: str, connections: int) -> None:
         transport = FakeTransport()
         protocol = HttpProtocol(config=config, server_state=state, app_state={})
         protocol.connection_made(transport)  # type: ignore[arg-type]
-        for _ in range(3):
+        for number in range(1, 4):
             request = (
                 b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
                 % (path.encode(), len(body), body)
             )
             protocol.get_buffer(-1)[: len(request)] = request
             protocol.buffer_updated(len(request))
+            async with asyncio.timeout(10):
+                while len(transport.writes) < number:
+                    await asyncio.sleep(0)
             await asyncio.gather(*state.tasks)
         protocol.connection_lost(None)
         assert [write[9:12] for write in transport.writes] == [status] * 3

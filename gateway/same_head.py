@@ -1,0 +1,127 @@
+"""Requests whose head is that of the one before: who sends events one by one repeats it, all but its Content-Length.
+
+What follows from a head alone, who calls for example, need not be found out again. So where an application asks for it
+(`asgi.SAME_HEAD`), a connection compares the next request with that head, and hands over the body alone: no parser, no
+scope, no task. What is not the same to the byte takes the usual way, which alone decides what is a request.
+"""
+
+import re
+from collections.abc import Sequence
+
+import structlog
+
+from gateway.asgi import JSON, Header, SameHead
+from gateway.errors import InternalError
+from gateway.exchange import Connection, whole_answer
+
+log = structlog.get_logger(__name__)
+
+HEAD_BYTES_MAX = 4_096  # of a head that is remembered: 10,000 connections may each have one
+MISSES_MAX = 8  # in a row: such a caller's heads differ
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,7})\r\n", re.IGNORECASE)
+_DIGITS_MAX = 7
+
+
+class Head:
+    """All of a request's head but the digits of its length."""
+
+    __slots__ = ("_before", "_behind", "_digits_at")
+
+    def __init__(self, before: bytes, behind: bytes) -> None:
+        self._before = before
+        self._behind = behind
+        self._digits_at = len(before)
+
+    @classmethod
+    def of(cls, head: bytes, body_bytes: int) -> "Head | None":
+        """Of a request that has been parsed; None if the head does not tell its body's length."""
+        length = _LENGTH.search(head)
+        if length is None or int(length[1]) != body_bytes:
+            return None
+        return cls(head[: length.start(1)], head[length.end(1) :])
+
+    def body_at(self, buffer: bytearray, size: int) -> int:
+        """Where the body begins, if the first `size` bytes are a whole request with this head; 0 if they are not. What
+        stands behind them is of other requests."""
+        if not buffer.startswith(self._before):
+            return 0
+        digits_end = buffer.find(b"\r", self._digits_at, self._digits_at + _DIGITS_MAX + 1)
+        digits = buffer[self._digits_at : digits_end]
+        if digits_end < 0 or not digits.isdigit() or not buffer.startswith(self._behind, digits_end):
+            return 0
+        body_at = digits_end + len(self._behind)
+        return body_at if body_at + int(digits) == size else 0
+
+
+class Repetition:
+    """Of a connection's requests. It is in the place of an Exchange for those whose head is known."""
+
+    __slots__ = ("_connection", "_handler", "_head", "_is_answered", "_is_cut_off", "_last", "_misses", "keep_alive")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._handler: SameHead | None = None
+        self._head: Head | None = None
+        self._last: tuple[bytes, int] | None = None  # head, and bytes of the body
+        self._misses = 0
+        self._is_answered = self._is_cut_off = False
+        self.keep_alive = True
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self._misses > MISSES_MAX
+
+    def body_at(self, buffer: bytearray, size: int) -> int:
+        """Where the body begins of a request whose head is known; 0 if it is not."""
+        return 0 if self._head is None else self._head.body_at(buffer, size)
+
+    def begin(self, body: bytes) -> bool:
+        """False if the head is to be read again."""
+        assert self._handler is not None
+        self._is_answered = False
+        try:
+            is_begun = self._handler(body, self.respond)
+        except Exception:
+            log.exception("the application failed")
+            if not self._is_answered:
+                error = InternalError()
+                self.respond(error.status, error.body(), error.headers)
+            return True
+        if is_begun:
+            self._misses = 0
+        else:
+            self.forget()
+        return is_begun
+
+    def respond(self, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
+        self._is_answered = True
+        if self._is_cut_off:
+            return
+        connection = self._connection
+        headers = (*connection.server_headers, JSON, *headers)
+        answer, self.keep_alive = whole_answer("POST", status, headers, body, connection.goes_on)
+        connection.write(answer)
+        connection.answered(self)
+
+    def cut_off(self) -> None:
+        """The caller has gone."""
+        self._is_cut_off = True
+
+    def saw(self, buffer: bytearray, size: int, is_request: bool) -> None:
+        """What came was not the same. `is_request`: it is a whole one and no more, behind which there may be others."""
+        self._last = None
+        self._misses += 1
+        if is_request and not self.is_hopeless and buffer.startswith(b"POST "):
+            end = buffer.find(b"\r\n\r\n", 0, HEAD_BYTES_MAX) + 4
+            if end > 3:
+                self._last = bytes(buffer[:end]), size - end
+
+    def offer(self, handler: SameHead) -> None:
+        """By the application, for what it is answering."""
+        if self._last is not None:
+            self._head, self._handler = Head.of(*self._last), handler
+            self._last = None
+
+    def forget(self) -> None:
+        self._head = self._handler = self._last = None
