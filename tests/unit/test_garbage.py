@@ -28,6 +28,16 @@ ROUNDS = 300
 OBJECTS_MAX = 50  # there are none; a cycle in each request would be thousands
 
 
+class Transport(FakeTransport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.answered = asyncio.Event()
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        self.answered.set()
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     settings = GatewaySettings(registry_file=write_registry(tmp_path))
@@ -41,10 +51,10 @@ async def exchange(config: Config, kind: str, connections: int) -> None:
     path, body, status = REQUESTS[kind]
     state = ServerState()
     for _ in range(connections):
-        transport = FakeTransport()
+        transport = Transport()
         protocol = HttpProtocol(config=config, server_state=state, app_state={})
         protocol.connection_made(transport)  # type: ignore[arg-type]
-        for number in range(1, 4):
+        for _ in range(3):
             request = (
                 b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
                 % (path.encode(), len(body), body)
@@ -52,8 +62,8 @@ async def exchange(config: Config, kind: str, connections: int) -> None:
             protocol.get_buffer(-1)[: len(request)] = request
             protocol.buffer_updated(len(request))
             async with asyncio.timeout(10):
-                while len(transport.writes) < number:
-                    await asyncio.sleep(0)
+                await transport.answered.wait()
+            transport.answered.clear()
             await asyncio.gather(*state.tasks)
         protocol.connection_lost(None)
         assert [write[9:12] for write in transport.writes] == [status] * 3
