@@ -6,6 +6,9 @@ from weakref import WeakKeyDictionary
 
 from uvicorn.server import ServerState
 
+from gateway.asgi import Header
+from gateway.exchange import ok_head
+
 READ_BYTES_MAX = 65_536  # at once; of the shortest requests that is 3 MB to hold while they wait for their turn
 
 
@@ -21,6 +24,15 @@ class Shared:
         self.view = memoryview(self.buffer)
         self._loop = loop
         self._queue: deque[tuple[asyncio.Transport, bytes]] = deque()
+        self._server_headers: list[Header] | None = None
+        self._ok_head = b""
+
+    def ok_head(self, server_headers: list[Header]) -> bytes:
+        """As in `gateway.exchange`. uvicorn makes a new list every second, for the date."""
+        if server_headers is not self._server_headers:
+            self._ok_head = ok_head(server_headers)
+            self._server_headers = server_headers
+        return self._ok_head
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         if not self._queue:

@@ -20,6 +20,7 @@ UNREAD_BYTES_MAX = 65_536  # of a body that nobody has asked for: more is not re
 
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in HTTPStatus}
 _WITHOUT_BODY = (204, 304)
+_LINE_BREAK = "a header of the answer holds a line break"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -35,6 +36,10 @@ class Connection(Protocol):
     @property
     def server_headers(self) -> list[Header]:
         """That every answer carries."""
+
+    @property
+    def ok_head(self) -> bytes:
+        """What every answer of 200 in JSON begins with, for `ok_answer`."""
 
     @property
     def goes_on(self) -> bool:
@@ -198,6 +203,20 @@ def whole_answer(
     return (head + body if has_body else head), keep_alive
 
 
+def ok_head(server_headers: Sequence[Header]) -> bytes:
+    """Raises RuntimeError."""
+    return head_of_answer(200, [*server_headers, JSON], keep_alive=True)[: -len(b"\r\n")]
+
+
+def ok_answer(ok_head: bytes, headers: Sequence[Header], body: bytes) -> bytes:
+    """As `whole_answer` for 200 on a connection that goes on, in half of the time. `headers` have neither `connection`
+    nor `content-length`. Raises RuntimeError."""
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    if not lines.count(b"\r") == lines.count(b"\n") == len(headers):
+        raise RuntimeError(_LINE_BREAK)
+    return b"%b%bcontent-length: %d\r\n\r\n%b" % (ok_head, lines, len(body), body)
+
+
 def head_of_answer(status: int, headers: Sequence[Header], keep_alive: bool) -> bytes:
     """With the empty line at its end; `headers` are all but `connection`. Raises RuntimeError."""
     lines = [_STATUS_LINES[status], *[b"%b: %b" % header for header in headers]]
@@ -205,7 +224,7 @@ def head_of_answer(status: int, headers: Sequence[Header], keep_alive: bool) -> 
         lines.append(b"connection: close")
     head = b"\r\n".join(lines)
     if not head.count(b"\r") == head.count(b"\n") == len(lines) - 1:
-        raise RuntimeError("a header of the answer holds a line break")
+        raise RuntimeError(_LINE_BREAK)
     return head + b"\r\n\r\n"
 
 

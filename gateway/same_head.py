@@ -12,7 +12,7 @@ import structlog
 
 from gateway.asgi import JSON, Header, SameHead
 from gateway.errors import InternalError
-from gateway.exchange import Connection, whole_answer
+from gateway.exchange import Connection, ok_answer, whole_answer
 
 log = structlog.get_logger(__name__)
 
@@ -99,8 +99,11 @@ class Repetition:
         if self._is_cut_off:
             return
         connection = self._connection
-        headers = (*connection.server_headers, JSON, *headers)
-        answer, self.keep_alive = whole_answer("POST", status, headers, body, connection.goes_on)
+        if status == 200 and connection.goes_on:
+            answer = ok_answer(connection.ok_head, headers, body)
+        else:
+            headers = (*connection.server_headers, JSON, *headers)
+            answer, self.keep_alive = whole_answer("POST", status, headers, body, connection.goes_on)
         connection.write(answer)
         connection.answered(self)
 

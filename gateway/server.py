@@ -107,6 +107,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
         return self._state.default_headers
 
     @property
+    def ok_head(self) -> bytes:
+        return self._shared.ok_head(self._state.default_headers)
+
+    @property
     def goes_on(self) -> bool:
         return not self._shutting_down or bool(self._waiting)
 
