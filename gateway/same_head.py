@@ -137,8 +137,10 @@ class Repetition:
     def offer(self, handler: SameHead) -> None:
         """By the application, for what it is answering."""
         if self._last is not None:
-            self._head, self._handler = Head.of(*self._last), handler
+            head = Head.of(*self._last)
             self._last = None
+            if head is not None:
+                self._head, self._handler = head, handler
 
     def forget(self) -> None:
         self._head = self._handler = self._last = None
