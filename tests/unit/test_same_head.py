@@ -3,8 +3,8 @@ else is left to httptools, so that nothing can be smuggled past it."""
 
 import itertools
 import re
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import httptools
 import pytest
@@ -15,7 +15,7 @@ from gateway.connections import READ_BYTES_MAX
 from gateway.same_head import HEAD_BYTES_MAX, Head
 from tests.unit.repeating import Tellers
 from tests.unit.test_http_protocol import BAD, CONTINUE, GET, Answer, Server, answers, post_chunked, settled
-from tests.unit.virtual_time import VirtualTimeLoop
+from tests.unit.virtual_time import run
 
 bounded = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 
@@ -249,17 +249,6 @@ def test_a_head_that_does_not_tell_its_bodys_length_is_not_remembered(request_by
 
 
 # A connection
-
-
-T = TypeVar("T")
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    loop = VirtualTimeLoop()
-    try:
-        return loop.run_until_complete(coroutine)
-    finally:
-        loop.close()
 
 
 class Outcome(NamedTuple):
