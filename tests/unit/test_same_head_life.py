@@ -188,6 +188,31 @@ async def test_a_handler_that_declines_leaves_the_request_to_the_application(ser
     assert statuses(wire)[-1] == 408  # there is still a deadline
 
 
+async def test_a_handler_that_has_declined_is_gone_unless_it_is_offered_again(server: Server) -> None:
+    """It may hold what is out of date: a registry, for one."""
+    asked: list[bytes] = []
+
+    def handler(body: bytes, respond: Respond) -> bool:
+        asked.append(body)
+        return False
+
+    app = ByHand(handler)
+
+    async def once(scope: Scope, receive: Receive, send: Send) -> None:
+        if app.usual:
+            await respond_by_asgi(scope, send, 404, b"")
+        else:
+            await app(scope, receive, send)
+
+    wire = await repeating(server, once)
+    for _ in range(3):
+        wire.send(post(b"x"))
+        await settled()
+    assert statuses(wire) == [404] * 3
+    assert asked == [b"x"]
+    assert wire.protocol._repetition._handler is None
+
+
 async def test_what_was_declined_and_answered_nevertheless_is_answered_once(server: Server) -> None:
     def handler(body: bytes, respond: Respond) -> bool:
         respond(200, b"again " + body)
