@@ -587,25 +587,31 @@ async def test_requests_in_two_reads_each_are_left_alone(server: Server) -> None
     assert app.taken == 0
 
 
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        [post(b"1") + post(b"2")],
-        [post(b"1")[:-1], b"1"],
-        [post(b"1"), post(b"2")],
-        [post(b"1"), b"P"],
-        [GET],
-        [b"\r\n"],
-    ],
-)
-async def test_what_is_not_alone_and_whole_is_not_remembered(server: Server, pieces: list[bytes]) -> None:
-    """The application has offered it: it cannot know."""
-    app = ByHand()
-    wire = server.connect(app)
-    for piece in pieces:
+NOT_ALONE = {
+    "two": [post(b"1") + post(b"2")],
+    "two reads": [post(b"1")[:-1], b"1"],
+    "no body yet": [post(b"12")[:-2]],
+    "one behind the other": [post(b"1"), post(b"2")],
+    "more behind it": [post(b"1") + b"P"],
+    "garbage behind it": [post(b"1") + b"\0"],
+    "a blank line": [b"\r\n"],
+    "GET": [GET],
+    "the last one": [post(b"1", headers=b"connection: close\r\n")],
+    "HTTP/1.0": [post(b"1").replace(b"1.1", b"1.0")],
+    "too long a head": [post(b"1", headers=b"x: %b\r\n" % bytes([65] * HEAD_BYTES_MAX))],
+}
+
+
+@pytest.mark.parametrize("kind", NOT_ALONE)
+async def test_what_is_not_alone_and_whole_is_not_remembered(server: Server, kind: str) -> None:
+    """Not even until the application offers it, which cannot know."""
+    wire = server.connect(ByHand())
+    repetition = wire.protocol._repetition
+    for piece in NOT_ALONE[kind]:
         wire.send(piece)
+    assert repetition._last is None
     await settled()
-    assert wire.protocol._repetition._head is None
+    assert repetition._head is None
 
 
 async def test_a_refused_request_is_no_offer_for_the_next(server: Server) -> None:
