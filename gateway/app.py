@@ -105,6 +105,7 @@ def compose(settings: GatewaySettings, outbox: RunningOutbox, metrics: Metrics) 
         yield
         watch.cancel()
         await outbox.stop(settings.shutdown_deadline_ms / 1000)
+        metrics.pass_on()
 
     async def openapi(_: Request) -> Response:
         return Response(document, media_type="application/json")

@@ -26,7 +26,7 @@ WHOLE = "sluice.response.whole"
 """Extension of our own server: a message of this type is a start and a body in one."""
 
 SAME_HEAD = "sluice.same_head"
-"""Extension of our own server: what is called with a SameHead, while a request is answered, has it answer those that
+"""Extension of our own server: what is called with a SameHead, before a request is answered, has it answer those that
 follow on the connection with the same head."""
 
 JSON: Header = (b"content-type", b"application/json")

@@ -24,8 +24,9 @@ _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5
 
 
 class Tally:
-    """For what is counted every few microseconds: a Prometheus counter takes one of them each time. So it is told a
-    little later, and before its page is read. Needs a running event loop."""
+    """For what is counted every few microseconds: a Prometheus counter takes one of them each time. So it is told
+    TALLY_S later, before this worker's page is read, and when the worker stops; of one that is killed, those TALLY_S
+    are lost. Needs a running event loop."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
@@ -108,9 +109,13 @@ class Metrics:
 
     def collect(self) -> Iterable[Metric]:
         """Called before the registry is read, as one of its collectors. There is none to add."""
+        self.pass_on()
+        return ()
+
+    def pass_on(self) -> None:
+        """What was counted and not told yet: with several workers, the counts of one outlive it."""
         for tally in self._tallies:
             tally.pass_on()
-        return ()
 
     def received(self, stream: str) -> "Tally":
         """Events that have arrived. One a caller: it is not to be asked for each of them."""
@@ -133,7 +138,7 @@ class Metrics:
         """The page at /metrics: of all workers where there are several."""
         if MULTIPROCESS_DIR not in os.environ:
             return generate_latest(self._registry)
-        self.collect()
+        self.pass_on()
         _forget_dead_workers(Path(os.environ[MULTIPROCESS_DIR]))
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)

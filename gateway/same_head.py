@@ -70,6 +70,7 @@ class Repetition:
 
     @property
     def is_hopeless(self) -> bool:
+        """For good: no request of this connection will be repeated any more."""
         return self._misses > MISSES_MAX
 
     def body_at(self, buffer: bytearray, size: int) -> int:
@@ -84,38 +85,57 @@ class Repetition:
             is_begun = self._handler(body, self.respond)
         except Exception:
             log.exception("the application failed")
+            self._give_up()  # what it may yet answer would be taken for the answer to a later request
             if not self._is_answered:
                 error = InternalError()
                 self.respond(error.status, error.body(), error.headers)
             return True
-        if is_begun:
+        if is_begun or self._is_answered:
             self._misses = 0
-        else:
-            self.forget()
-        return is_begun
+            return True
+        self.forget()
+        return False
 
     def respond(self, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
-        self._is_answered = True
+        """Raises RuntimeError for a second answer."""
+        if self._is_answered:
+            raise RuntimeError("a request has one answer")
         if self._is_cut_off:
+            self._is_answered = True
             return
         connection = self._connection
-        if status == 200 and connection.goes_on:
-            answer = ok_answer(connection.ok_head, headers, body)
-        else:
-            headers = (*connection.server_headers, JSON, *headers)
-            answer, self.keep_alive = whole_answer("POST", status, headers, body, connection.goes_on)
+        try:
+            answer = self._answer(status, body, headers)
+        except Exception:  # not to be raised: who answers later is called by the event loop, and tells nobody
+            log.exception("the application's answer is none")
+            error = InternalError()
+            answer = self._answer(error.status, error.body(), error.headers)
+        self._is_answered = True
         connection.write(answer)
         connection.answered(self)
+
+    def _answer(self, status: int, body: bytes, headers: Sequence[Header]) -> bytes:
+        connection = self._connection
+        if status == 200 and connection.goes_on:
+            return ok_answer(connection.ok_head, headers, body)
+        headers = (*connection.server_headers, JSON, *headers)
+        answer, self.keep_alive = whole_answer("POST", status, headers, body, connection.goes_on)
+        return answer
 
     def cut_off(self) -> None:
         """The caller has gone."""
         self._is_cut_off = True
 
-    def saw(self, buffer: bytearray, size: int, is_request: bool) -> None:
-        """What came was not the same. `is_request`: it is a whole one and no more, behind which there may be others."""
+    def saw(self, buffer: bytearray, size: int, *, begins: bool, is_request: bool) -> None:
+        """What came was not the same. `begins`: a request may have begun with it; `is_request`: it is a whole one and
+        no more, behind which there may be others."""
         self._last = None
+        if not begins or self.is_hopeless:
+            return
         self._misses += 1
-        if is_request and not self.is_hopeless and buffer.startswith(b"POST "):
+        if self.is_hopeless:
+            self.forget()
+        elif is_request and buffer.startswith(b"POST "):
             end = buffer.find(b"\r\n\r\n", 0, HEAD_BYTES_MAX) + 4
             if end > 3:
                 self._last = bytes(buffer[:end]), size - end
@@ -123,8 +143,14 @@ class Repetition:
     def offer(self, handler: SameHead) -> None:
         """By the application, for what it is answering."""
         if self._last is not None:
-            self._head, self._handler = Head.of(*self._last), handler
+            head = Head.of(*self._last)
             self._last = None
+            if head is not None:
+                self._head, self._handler = head, handler
 
     def forget(self) -> None:
         self._head = self._handler = self._last = None
+
+    def _give_up(self) -> None:
+        self._misses = MISSES_MAX + 1
+        self.forget()

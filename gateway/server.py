@@ -145,7 +145,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if self._idle_bytes > HEAD_BYTES_MAX:
                 self._refuse(HeadTooLarge(HEAD_BYTES_MAX))
         running = self._running if is_idle and not (self._in_message or self._waiting) else None
-        self._repetition.saw(self._shared.buffer, size, running is not None and running.keep_alive)
+        is_request = running is not None and running.keep_alive
+        self._repetition.saw(self._shared.buffer, size, begins=is_idle, is_request=is_request)
         if self._repetition.is_hopeless:
             self._scope["extensions"].pop(SAME_HEAD, None)
 

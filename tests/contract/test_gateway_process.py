@@ -389,6 +389,30 @@ def test_connection_is_kept_for_the_next_event(connection: socket.socket) -> Non
         assert answer(connection).status_code == status
 
 
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
+def test_events_behind_one_with_the_same_head(endpoint: Endpoint, gateway: Gateway, connection: socket.socket) -> None:
+    """In one segment, in two, and behind one that is refused: each is on the disk, and counted."""
+    headers = [f"{name}: {value}" for name, value in endpoint.headers.items() if name != "Content-Type"]
+    bodies = [endpoint.body_with(b"n", b"%d" % number) for number in range(30)]
+    requests = [head(endpoint.path, *headers, f"Content-Length: {len(body)}") + body for body in bodies]
+    ids = []
+    for request in requests[:10]:
+        connection.sendall(request)
+        ids.append(accepted(answer(connection)))
+    for request in requests[10:20]:
+        connection.sendall(request[:-9])
+        connection.sendall(request[-9:])
+        ids.append(accepted(answer(connection)))
+    for request in requests[20:]:
+        connection.sendall(head(endpoint.path, *headers, "Content-Length: 1") + b"{")
+        assert answer(connection).status_code == 422
+        connection.sendall(request)
+        ids.append(accepted(answer(connection)))
+    spooled = gateway.spooled
+    assert [json.loads(spooled[id_])["extra"]["n"] for id_ in ids] == list(range(30))
+    assert gateway.is_conserving(endpoint.stream)
+
+
 def test_expect_100_continue(connection: socket.socket) -> None:
     body = b'{"event_type":"e"}'
     connection.sendall(head(APP_PATH, f"Content-Length: {len(body)}", "Expect: 100-continue"))

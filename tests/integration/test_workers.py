@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -48,22 +48,27 @@ def send(url: str) -> None:
         assert httpx.post(url + APP, json={"event_type": "worker", "n": n}).status_code == 200
 
 
+def eventually(condition: Callable[[], bool]) -> None:
+    """The worker that answers does not know what the other is about to tell (`gateway.metrics.Tally`)."""
+    deadline = time.monotonic() + WAIT_S_MAX
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the workers in /proc")
 def test_metrics_add_up_over_workers_and_their_deaths(gateway: tuple[Process, str]) -> None:
     process, url = gateway
     received = 'gateway_events_received_total{stream="app_interactions"}'
     accepted = 'gateway_events_accepted_total{durability="kafka",stream="app_interactions"}'
     send(url)
-    assert metric(url, received) == metric(url, accepted) == EVENTS
+    eventually(lambda: metric(url, received) == metric(url, accepted) == EVENTS)
     first = workers(process)
     assert len(first) == 2
     os.kill(first[0], signal.SIGKILL)
-    deadline = time.monotonic() + WAIT_S_MAX
-    while len(set(workers(process)) - set(first)) < 1:
-        assert time.monotonic() < deadline, "the dead worker was not replaced"
-        time.sleep(0.1)
+    eventually(lambda: bool(set(workers(process)) - set(first)))
     send(url)
     spooled = 'gateway_events_accepted_total{durability="spool",stream="app_interactions"}'
-    assert metric(url, received) == metric(url, accepted) + metric(url, spooled) == 2 * EVENTS
+    eventually(lambda: metric(url, received) == metric(url, accepted) + metric(url, spooled) == 2 * EVENTS)
     assert process.stop()
     assert process.exit_code == 0

@@ -6,7 +6,10 @@ Waits cost nothing and take exactly as long as they say. A wait that nothing wil
 
 import asyncio
 import selectors
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class NothingWillHappen(RuntimeError):
@@ -32,3 +35,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._clock.now
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """In a loop of its own."""
+    loop = VirtualTimeLoop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()
