@@ -13,18 +13,18 @@ hangs holds up one batch of each of its partitions and nothing else.
 import asyncio
 import enum
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
-from aiokafka.producer.message_accumulator import BatchBuilder
 
-from gateway.direct_producer import DirectProducer
+from gateway.direct_producer import DirectProducer, RecordBuilder
 from gateway.metrics import Metrics
-from gateway.record import Durability, Record
+from gateway.record import OVERHEAD_BYTES, Durability, Record
 from gateway.spool import SpoolRefusal
 
 log = structlog.get_logger(__name__)
@@ -99,7 +99,7 @@ class Batch:
         "timer",
     )
 
-    def __init__(self, lane: Lane, replay: bool, builder: BatchBuilder, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, lane: Lane, replay: bool, builder: RecordBuilder, loop: asyncio.AbstractEventLoop) -> None:
         self.lane = lane
         self.replay = replay
         self.builder = builder
@@ -200,6 +200,46 @@ class KafkaPublisher:
         batch.bytes += size
         self._pending_bytes += size
         return batch
+
+    def publish_all(self, records: Sequence[Record]) -> list[Batch | PublisherRefusal]:
+        """What `publish` says of each in turn, up to one for which there is no Kafka: there would be none for the next.
+
+        Those that may go anywhere are appended to one batch as long as there is room in it.
+        """
+        places: list[Batch | PublisherRefusal] = []
+        while len(places) < len(records):
+            try:
+                batch = self.publish(records[len(places)])
+            except PublisherRefusal as refusal:
+                places.append(refusal)
+                if refusal.reason == "kafka_unavailable":
+                    break
+                continue
+            places.append(batch)
+            if batch.partition is None:
+                places += [batch] * self._fill(batch, islice(records, len(places), None))
+        return places
+
+    def _fill(self, batch: Batch, records: Iterable[Record]) -> int:
+        """Append the records of the batch's topic that may go anywhere, up to one that may not, or that has no room."""
+        room = self._pending_bytes_max - self._pending_bytes
+        fitting: list[Record] = []
+        size = 0
+        for record in records:
+            topic, partition, key, value, _, scope = record
+            record_bytes = len(key) + len(value) + OVERHEAD_BYTES
+            if size + record_bytes > room or partition is not None or scope is not None or topic != batch.topic:
+                break
+            size += record_bytes
+            fitting.append(record)
+        added = batch.builder.extend(fitting, [])
+        if added < len(fitting):
+            del fitting[added:]
+            size = sum(record.bytes for record in fitting)
+        batch.records += fitting
+        batch.bytes += size
+        self._pending_bytes += size
+        return added
 
     async def stop(self, deadline_s: float) -> None:
         """Wait for what is under way, at most `deadline_s` in all; then let go, whatever Kafka does."""
@@ -385,8 +425,7 @@ def _append(batch: Batch, record: Record) -> bool:
     headers = [] if record.scope is None else [(DEDUPE_HEADER, record.scope)]
     if batch.replay:
         headers.append(REPLAY_HEADER)
-    added = batch.builder.append(timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=headers)
-    return added is not None
+    return batch.builder.extend((record,), headers) == 1
 
 
 def _partition_of_key(producer: DirectProducer, record: Record) -> int:
