@@ -13,7 +13,7 @@ from gateway.asgi import Receive
 from gateway.body import ClientDisconnected, is_ndjson, read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
-from gateway.intake import Sender, prepare
+from gateway.intake import Sender, preparer
 from gateway.outbox import Refusal
 from gateway.record import Durability, Record
 from gateway.requests import Request
@@ -87,10 +87,16 @@ class EventBatch(Endpoint):
             raise BatchTooLong(events_max) from None
 
     async def _prepare(self, request: Request, sender: Sender, batch: Batch, key: str | None) -> PreparedBatch:
-        stream, bytes_max = self.stream, self.services.limits.record_bytes_max
-        head = stream.head(sender.caller.name, request.received_ms, sender.context)
+        check, bytes_max = self.stream.layouts.check, self.services.limits.record_bytes_max
+        prepare = preparer(
+            self.stream,
+            sender,
+            request.received_ms,
+            timestamp=batch.timestamp,
+            sent_at=batch.sent_at,
+            new_id=event_ids.many().__next__,
+        )
         names = None if key is None else event_ids.Derived(key)
-        new_id = event_ids.many().__next__
         prepared = PreparedBatch(len(batch.events))
         for index, event in enumerate(batch.events):
             if index % TURN_EVENTS == TURN_EVENTS - 1:
@@ -98,21 +104,10 @@ class EventBatch(Endpoint):
             try:
                 if isinstance(event, Invalid):
                     raise event
-                layout = stream.layouts.check(event)
+                layout = check(event)
                 # An event's own id is nearer to it than the request's.
                 event_id = None if names is None or event_ids.is_id(event.get("event_id")) else names.of(event)
-                record, warnings = prepare(
-                    stream,
-                    sender,
-                    event,
-                    request.received_ms,
-                    event_id,
-                    batch.timestamp,
-                    batch.sent_at,
-                    layout=layout,
-                    head=head,
-                    new_id=new_id,
-                )
+                record, warnings = prepare(event, layout, event_id)
             except Invalid as invalid:
                 prepared.refused[index] = of_event(index, invalid.detail)
                 continue

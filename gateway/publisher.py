@@ -223,12 +223,13 @@ class KafkaPublisher:
     def _fill(self, batch: Batch, records: Iterable[Record]) -> int:
         """Append the records of the batch's topic that may go anywhere, up to one that may not, or that has no room."""
         room = self._pending_bytes_max - self._pending_bytes
+        batch_topic = batch.topic
         fitting: list[Record] = []
         size = 0
         for record in records:
             topic, partition, key, value, _, scope = record
             record_bytes = len(key) + len(value) + OVERHEAD_BYTES
-            if size + record_bytes > room or partition is not None or scope is not None or topic != batch.topic:
+            if size + record_bytes > room or partition is not None or scope is not None or topic != batch_topic:
                 break
             size += record_bytes
             fitting.append(record)

@@ -71,7 +71,7 @@ class Stream:
             for name in layout.unknown:
                 extra[name] = event.pop(name)
             event["extra"] = extra
-        return b'{"event_id":"%b",%b,%b' % (event_id, head, dumps(event)[1:])
+        return b'{"event_id":"' + event_id + b'",' + head + b"," + dumps(event)[1:]
 
 
 @lru_cache(maxsize=64)  # under load, many events share a millisecond
