@@ -15,7 +15,7 @@ from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
 from gateway.intake import Sender, preparer
 from gateway.outbox import Refusal
-from gateway.record import Durability, Record
+from gateway.record import OVERHEAD_BYTES, Durability, Record
 from gateway.requests import Request
 from schemas.batches import Batch, TooManyEvents, of_event, parse_batch
 from schemas.search_sense import Warning
@@ -87,7 +87,7 @@ class EventBatch(Endpoint):
             raise BatchTooLong(events_max) from None
 
     async def _prepare(self, request: Request, sender: Sender, batch: Batch, key: str | None) -> PreparedBatch:
-        check, bytes_max = self.stream.layouts.check, self.services.limits.record_bytes_max
+        check, bytes_max = self.stream.layouts.check, self.services.limits.record_bytes_max - OVERHEAD_BYTES
         prepare = preparer(
             self.stream,
             sender,
@@ -111,7 +111,7 @@ class EventBatch(Endpoint):
             except Invalid as invalid:
                 prepared.refused[index] = of_event(index, invalid.detail)
                 continue
-            if record.bytes > bytes_max:
+            if len(record.key) + len(record.value) > bytes_max:
                 prepared.refused[index] = of_event(index, [_TOO_LARGE])
                 continue
             prepared.records.append(record)

@@ -14,7 +14,6 @@ import asyncio
 import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -204,43 +203,35 @@ class KafkaPublisher:
     def publish_all(self, records: Sequence[Record]) -> list[Batch | PublisherRefusal]:
         """What `publish` says of each in turn, up to one for which there is no Kafka: there would be none for the next.
 
-        Those that may go anywhere are appended to one batch as long as there is room in it.
+        They are of one topic. If there is room for all, and all may go anywhere, only the first in each batch costs as
+        much as alone.
         """
+        _, partitions, keys, values, _, scopes = zip(*records, strict=True)
+        left = sum(map(len, keys)) + sum(map(len, values)) + len(records) * OVERHEAD_BYTES
+        together = not any(scopes) and partitions.count(None) == len(records)
+        together = together and self._pending_bytes + left <= self._pending_bytes_max
         places: list[Batch | PublisherRefusal] = []
         while len(places) < len(records):
+            record = records[len(places)]
+            left -= record.bytes
             try:
-                batch = self.publish(records[len(places)])
+                batch = self.publish(record)
             except PublisherRefusal as refusal:
                 places.append(refusal)
                 if refusal.reason == "kafka_unavailable":
                     break
                 continue
             places.append(batch)
-            if batch.partition is None:
-                places += [batch] * self._fill(batch, islice(records, len(places), None))
+            if together:
+                rest = records[len(places) :]
+                added = rest[: batch.builder.extend(rest, [])]
+                size = left if len(added) == len(rest) else sum(record.bytes for record in added)
+                batch.records += added
+                batch.bytes += size
+                self._pending_bytes += size
+                left -= size
+                places += [batch] * len(added)
         return places
-
-    def _fill(self, batch: Batch, records: Iterable[Record]) -> int:
-        """Append the records of the batch's topic that may go anywhere, up to one that may not, or that has no room."""
-        room = self._pending_bytes_max - self._pending_bytes
-        batch_topic = batch.topic
-        fitting: list[Record] = []
-        size = 0
-        for record in records:
-            topic, partition, key, value, _, scope = record
-            record_bytes = len(key) + len(value) + OVERHEAD_BYTES
-            if size + record_bytes > room or partition is not None or scope is not None or topic != batch_topic:
-                break
-            size += record_bytes
-            fitting.append(record)
-        added = batch.builder.extend(fitting, [])
-        if added < len(fitting):
-            del fitting[added:]
-            size = sum(record.bytes for record in fitting)
-        batch.records += fitting
-        batch.bytes += size
-        self._pending_bytes += size
-        return added
 
     async def stop(self, deadline_s: float) -> None:
         """Wait for what is under way, at most `deadline_s` in all; then let go, whatever Kafka does."""

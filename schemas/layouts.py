@@ -56,8 +56,8 @@ class Layouts:
         what it costs to make a model of them; what is wrong is for the model to say.
         """
         try:
-            layout = self._known[tuple(value)]
-            layout.look_at(layout.values(value))
+            layout = values, look_at, _ = self._known[tuple(value)]
+            look_at(values(value))
         except (KeyError, TypeError, ValidationError):  # not seen before, no object, or wrong
             require_valid(self._model, value)
             layout = self.of(value)
