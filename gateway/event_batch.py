@@ -13,7 +13,7 @@ from gateway.asgi import Receive
 from gateway.body import ClientDisconnected, is_ndjson, read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
-from gateway.intake import Sender, preparer
+from gateway.intake import Sender, prepare
 from gateway.outbox import Refusal
 from gateway.record import OVERHEAD_BYTES, Durability, Record
 from gateway.requests import Request
@@ -87,15 +87,11 @@ class EventBatch(Endpoint):
             raise BatchTooLong(events_max) from None
 
     async def _prepare(self, request: Request, sender: Sender, batch: Batch, key: str | None) -> PreparedBatch:
-        check, bytes_max = self.stream.layouts.check, self.services.limits.record_bytes_max - OVERHEAD_BYTES
-        prepare = preparer(
-            self.stream,
-            sender,
-            request.received_ms,
-            timestamp=batch.timestamp,
-            sent_at=batch.sent_at,
-            new_id=event_ids.many().__next__,
-        )
+        stream, received_ms = self.stream, request.received_ms
+        check, bytes_max = stream.layouts.check, self.services.limits.record_bytes_max - OVERHEAD_BYTES
+        timestamp, sent_at = batch.timestamp, batch.sent_at
+        head = stream.head(sender.caller.name, received_ms, sender.context)
+        new_id = event_ids.many().__next__
         names = None if key is None else event_ids.Derived(key)
         prepared = PreparedBatch(len(batch.events))
         for index, event in enumerate(batch.events):
@@ -107,7 +103,9 @@ class EventBatch(Endpoint):
                 layout = check(event)
                 # An event's own id is nearer to it than the request's.
                 event_id = None if names is None or event_ids.is_id(event.get("event_id")) else names.of(event)
-                record, warnings = prepare(event, layout, event_id)
+                record, warnings = prepare(
+                    stream, sender, event, received_ms, event_id, timestamp, sent_at, layout, head, new_id
+                )
             except Invalid as invalid:
                 prepared.refused[index] = of_event(index, invalid.detail)
                 continue

@@ -31,53 +31,49 @@ Prepared = tuple[Record, Sequence[Warning]]
 """A record, and what is odd about its event."""
 
 
-def prepare(stream: Stream, sender: Sender, event: dict[str, Any], received_ms: int, event_id: str | None) -> Prepared:
-    """Of a single event, as what `preparer` returns does it."""
-    return preparer(stream, sender, received_ms)(event, stream.layouts.of(event), event_id)
-
-
-def preparer(
+def prepare(
     stream: Stream,
     sender: Sender,
+    event: dict[str, Any],
     received_ms: int,
-    *,
+    event_id: str | None,
     timestamp: object = None,
     sent_at: object = None,
+    layout: Layout | None = None,
+    head: bytes | None = None,
     new_id: Callable[[], bytes] = event_ids.new,
-) -> Callable[[dict[str, Any], Layout, str | None], Prepared]:
-    """What makes records of the events of one request; `timestamp` and `sent_at` are for events that have none.
+) -> Prepared:
+    """Of a checked event, which is used up. `event_id` is what the request says, if it does; `timestamp` and `sent_at`
+    are for events that have none.
 
-    It takes a checked event, which is used up, its layout, and the id that the request gives it, if it does. It raises
-    `schemas.validation.Invalid` if the row would be nested too deep.
+    The `layout` of the event and the `head` of its row, with the sender's context, are found out if they are not given.
+    Raises `schemas.validation.Invalid` if the row would be nested too deep.
     """
-    caller, is_anonymous = sender.caller, sender.is_anonymous
-    topic, session_id, warnings_of, row = stream.name, caller.session_id, stream.warnings, stream.row
-    head_of_all = stream.head(caller.name, received_ms, sender.context)
-    times_of_all = timestamp is not None or sent_at is not None
-    new_record = tuple.__new__  # at half the cost of Record(...)
-
-    def prepare(event: dict[str, Any], layout: Layout, event_id: str | None) -> Prepared:
-        head = head_of_all
-        warnings: Sequence[Warning] = warnings_of(event)
-        if event_id is None and "event_id" in event and event["event_id"] is not None:
-            if event_ids.is_id(event["event_id"]):
-                event_id = event["event_id"]
-            else:
-                warnings = [*warnings, _NO_ID]
-        if times_of_all or "timestamp" in event or "sent_at" in event:
-            times, odd = clock.times(event, received_ms, timestamp=timestamp, sent_at=sent_at)
-            if times:
-                head = b"%b,%b" % (head, dumps(dict(times))[1:-1])
-            warnings = [*warnings, *map(_NO_TIME.__getitem__, odd)]
-        if is_anonymous:
-            event["session_id"] = None
-        elif session_id and event.get("session_id") is None:
-            event["session_id"] = session_id
-        if event_id is None:
-            key, scope = new_id(), None
+    caller = sender.caller
+    if layout is None:
+        layout = stream.layouts.of(event)
+    if head is None:
+        head = stream.head(caller.name, received_ms, sender.context)
+    warnings: Sequence[Warning] = stream.warnings(event)
+    if event_id is None and "event_id" in event and event["event_id"] is not None:
+        if event_ids.is_id(event["event_id"]):
+            event_id = event["event_id"]
         else:
-            key, scope = event_id.encode(), caller.name.encode()
-        value = row(event, key, head, layout)
-        return new_record(Record, (topic, None, key, value, received_ms, scope)), warnings
-
-    return prepare
+            warnings = [*warnings, _NO_ID]
+    if "timestamp" in event or "sent_at" in event or timestamp is not None or sent_at is not None:
+        times, odd = clock.times(event, received_ms, timestamp=timestamp, sent_at=sent_at)
+        if times:
+            head = b"%b,%b" % (head, dumps(dict(times))[1:-1])
+        if odd:
+            warnings = [*warnings, *map(_NO_TIME.__getitem__, odd)]
+    if sender.is_anonymous:
+        event["session_id"] = None
+    elif caller.session_id and event.get("session_id") is None:
+        event["session_id"] = caller.session_id
+    if event_id is None:
+        key, scope = new_id(), None
+    else:
+        key, scope = event_id.encode(), caller.name.encode()
+    value = stream.row(event, key, head, layout)
+    # At half the cost of Record(...).
+    return tuple.__new__(Record, (stream.name, None, key, value, received_ms, scope)), warnings

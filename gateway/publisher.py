@@ -105,8 +105,8 @@ class Batch:
         self.records: list[Record] = []
         self.bytes = 0
         self.opened_at = loop.time()
-        self.outcome = SharedFuture[Outcome](loop=loop)
-        self.durable = SharedFuture[Durability | SpoolRefusal](loop=loop)
+        self.outcome: SharedFuture[Outcome] = SharedFuture(loop=loop)
+        self.durable: SharedFuture[Durability | SpoolRefusal] = SharedFuture(loop=loop)
         self.final: asyncio.Future[Outcome] = loop.create_future()
         self.partition = lane.partition
         self.sent = False
