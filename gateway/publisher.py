@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import murmur2
 
 from gateway.direct_producer import DirectProducer, RecordBuilder
 from gateway.metrics import Metrics
+from gateway.partitions import partition_of
 from gateway.record import OVERHEAD_BYTES, Durability, Record
 from gateway.spool import SpoolRefusal
 
@@ -421,11 +421,10 @@ def _append(batch: Batch, record: Record) -> bool:
 
 
 def _partition_of_key(producer: DirectProducer, record: Record) -> int:
-    """As Kafka's own clients choose: murmur2 of the key."""
     partitions = sorted(producer.client.cluster.partitions_for_topic(record.topic) or ())
     if not partitions:
         raise PublisherRefusal("kafka_unavailable", "Kafka does not know the topic")
-    return int(partitions[(murmur2(record.key) & 0x7FFFFFFF) % len(partitions)])
+    return partition_of(record.key, partitions)
 
 
 async def _close(producer: DirectProducer, timeout_s: float) -> None:
