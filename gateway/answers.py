@@ -1,6 +1,7 @@
 """Bodies of answers about events. Ids are ours or of a safe alphabet, so the common ones need no encoder."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -23,14 +24,24 @@ def rehearsed(event_id: bytes, row: bytes, warnings: Sequence[Warning]) -> bytes
     )
 
 
-def batch(success: bool, results: Sequence[bytes], warnings: Sequence[Warning], *, dry_run: bool = False) -> bytes:
-    """Of many events: one result each, in order."""
+def batch(success: bool, results: bytes, warnings: Sequence[Warning], *, dry_run: bool = False) -> bytes:
+    """Of many events: one result each, in order, with commas between them."""
     return b'{"success":%b,%b"results":[%b]%b}' % (
         b"true" if success else b"false",
         b'"dry_run":true,' if dry_run else b"",
-        b",".join(results),
+        results,
         _warnings(warnings),
     )
+
+
+def accepted_results(event_ids: Sequence[bytes], durability: bytes) -> bytes:
+    """Of all events of a batch, if there is nothing else to say: a tenth of the cost of one by one."""
+    return _accepted_results(len(event_ids), durability) % tuple(event_ids)
+
+
+@lru_cache(maxsize=16)  # of at most 85 bytes an event
+def _accepted_results(events: int, durability: bytes) -> bytes:
+    return b",".join([accepted_result(index, b"%b", durability, ()) for index in range(events)])
 
 
 def accepted_result(index: int, event_id: bytes, durability: bytes, warnings: Sequence[Warning]) -> bytes:

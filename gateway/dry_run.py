@@ -25,13 +25,11 @@ class DryRun(EventBatch):
             key = event_ids.requested(request, chars_max=event_ids.BATCH_KEY_CHARS_MAX)
             batch = self._parse(request, body)
             events = await self._prepare(request, sender, batch, key)
-            results = [
-                answers.rejected_result(index, event.detail)
-                if isinstance(event, Invalid)
-                else answers.rehearsed_result(index, event.record.key, event.record.value, event.warnings)
-                for index, event in enumerate(events)
-            ]
-            success = not all(isinstance(event, Invalid) for event in events)
+            results = events.results(
+                answers.rehearsed_result(index, record.key, record.value, warnings)
+                for index, record, warnings in events.good()
+            )
+            success = bool(events.records)
             return 200 if success else 422, answers.batch(success, results, batch_warnings(batch), dry_run=True)
         if len(body) > self.services.limits.event_bytes_max:
             raise PayloadTooLarge(self.services.limits.event_bytes_max)

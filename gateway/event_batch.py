@@ -6,21 +6,51 @@ caller may not send, is an error of the whole request.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gateway import answers, event_ids
 from gateway.asgi import Receive
 from gateway.body import ClientDisconnected, is_ndjson, read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
-from gateway.intake import Prepared, Sender, prepare
+from gateway.intake import Sender, prepare
 from gateway.outbox import Refusal
+from gateway.record import OVERHEAD_BYTES, Durability, Record
 from gateway.requests import Request
 from schemas.batches import Batch, TooManyEvents, of_event, parse_batch
 from schemas.search_sense import Warning
-from schemas.validation import Invalid
+from schemas.validation import Detail, Invalid
 
 TURN_EVENTS = 100  # after so many, other callers have their turn
+
+
+_TOO_LARGE: Detail = {"loc": ["body"], "msg": "The event is too large", "type": "event_too_large"}
+
+
+class PreparedBatch:
+    """What will be published of a batch, as `records` in the order of their events. By the index of its event: what is
+    wrong with one that is `refused`, and the `warnings` about one that is good, if there are any."""
+
+    def __init__(self, events: int) -> None:
+        self.records: list[Record] = []
+        self.refused: dict[int, list[Detail]] = {}
+        self.warnings: dict[int, Sequence[Warning]] = {}
+        self._events = events
+
+    def good(self) -> Iterator[tuple[int, Record, Sequence[Warning]]]:
+        """Index, record and warnings of each that is."""
+        indexes = (index for index in range(self._events) if index not in self.refused)
+        return (
+            (index, record, self.warnings.get(index, ())) for index, record in zip(indexes, self.records, strict=True)
+        )
+
+    def results(self, of_good: Iterator[bytes]) -> bytes:
+        """Of all events, in order."""
+        refused = self.refused
+        return b",".join(
+            answers.rejected_result(index, refused[index]) if index in refused else next(of_good)
+            for index in range(self._events)
+        )
 
 
 class EventBatch(Endpoint):
@@ -56,65 +86,62 @@ class EventBatch(Endpoint):
         except TooManyEvents:
             raise BatchTooLong(events_max) from None
 
-    async def _prepare(
-        self, request: Request, sender: Sender, batch: Batch, key: str | None
-    ) -> list[Prepared | Invalid]:
-        """In order; each is what will be published, or what is wrong with it."""
-        prepared: list[Prepared | Invalid] = []
+    async def _prepare(self, request: Request, sender: Sender, batch: Batch, key: str | None) -> PreparedBatch:
+        stream, received_ms = self.stream, request.received_ms
+        check, bytes_max = stream.layouts.check, self.services.limits.record_bytes_max - OVERHEAD_BYTES
+        timestamp, sent_at = batch.timestamp, batch.sent_at
+        head = stream.head(sender.caller.name, received_ms, sender.context)
+        new_id = event_ids.many().__next__
         names = None if key is None else event_ids.Derived(key)
+        prepared = PreparedBatch(len(batch.events))
         for index, event in enumerate(batch.events):
             if index % TURN_EVENTS == TURN_EVENTS - 1:
                 await asyncio.sleep(0)
             try:
-                prepared.append(self._prepare_one(request, sender, batch, event, names))
+                if isinstance(event, Invalid):
+                    raise event
+                layout = check(event)
+                # An event's own id is nearer to it than the request's.
+                event_id = None if names is None or event_ids.is_id(event.get("event_id")) else names.of(event)
+                record, warnings = prepare(
+                    stream, sender, event, received_ms, event_id, timestamp, sent_at, layout, head, new_id
+                )
             except Invalid as invalid:
-                prepared.append(Invalid(of_event(index, invalid.detail)))
-        return prepared
-
-    def _prepare_one(
-        self, request: Request, sender: Sender, batch: Batch, event: object, names: event_ids.Derived | None
-    ) -> Prepared:
-        """An event's own id is nearer to it than the request's. Raises Invalid."""
-        if isinstance(event, Invalid):
-            raise event
-        checked = self.stream.check(event)
-        prepared = prepare(
-            self.stream,
-            sender,
-            checked,
-            request.received_ms,
-            None if names is None or event_ids.is_id(checked.get("event_id")) else names.of(checked),
-            timestamp=batch.timestamp,
-            sent_at=batch.sent_at,
-        )
-        if prepared.record.bytes > self.services.limits.record_bytes_max:
-            raise Invalid([{"loc": ["body"], "msg": "The event is too large", "type": "event_too_large"}])
-        return prepared
-
-    async def _publish(self, events: Sequence[Prepared | Invalid], warnings: Sequence[Warning]) -> tuple[int, bytes]:
-        """200 if at least one event was accepted, 422 if none. Raises Unavailable if that is not the events' fault."""
-        good = [event.record for event in events if isinstance(event, Prepared)]
-        places = iter(await self.services.outbox.publish_all(good) if good else ())
-        results: list[bytes] = []
-        refusals: list[Refusal] = []
-        for index, event in enumerate(events):
-            if isinstance(event, Invalid):
-                results.append(answers.rejected_result(index, event.detail))
+                prepared.refused[index] = of_event(index, invalid.detail)
                 continue
-            place = next(places)
-            if isinstance(place, Exception):
-                refusals.append(place)
-                error = Unavailable(str(place), code=place.reason)
-                results.append(answers.unavailable_result(index, event.record.key, error.payload()))
-            else:
-                self.warn(event.warnings)
-                results.append(answers.accepted_result(index, event.record.key, place.encode(), event.warnings))
-        if refusals and len(refusals) == len(good):
-            raise Unavailable(str(refusals[0]), code=refusals[0].reason)
+            if len(record.key) + len(record.value) > bytes_max:
+                prepared.refused[index] = of_event(index, [_TOO_LARGE])
+                continue
+            prepared.records.append(record)
+            if warnings:
+                prepared.warnings[index] = warnings
+        return prepared
+
+    async def _publish(self, events: PreparedBatch, warnings: Sequence[Warning]) -> tuple[int, bytes]:
+        """200 if at least one event was accepted, 422 if none. Raises Unavailable if that is not the events' fault."""
+        records = events.records
+        places = await self.services.outbox.publish_all(records) if records else []
+        refusals: list[Refusal] = []
+        if not events.refused and not events.warnings and places.count("kafka") == len(places):  # as is usual
+            results = answers.accepted_results([record.key for record in records], b"kafka")
+        else:
+            refusals = [place for place in places if isinstance(place, Exception)]
+            if refusals and len(refusals) == len(records):
+                raise Unavailable(str(refusals[0]), code=refusals[0].reason)
+            results = events.results(
+                self._result(*good, place) for good, place in zip(events.good(), places, strict=True)
+            )
         refused = self.services.metrics.refused
-        refused.labels(self.stream.name, "422", "ValidationError").inc(len(events) - len(good))
+        refused.labels(self.stream.name, "422", "ValidationError").inc(len(events.refused))
         refused.labels(self.stream.name, "503", "ServiceUnavailableError").inc(len(refusals))
-        return 200 if good else 422, answers.batch(bool(good), results, warnings)
+        return 200 if records else 422, answers.batch(bool(records), results, warnings)
+
+    def _result(self, index: int, record: Record, warnings: Sequence[Warning], place: Durability | Refusal) -> bytes:
+        if isinstance(place, Exception):
+            error = Unavailable(str(place), code=place.reason)
+            return answers.unavailable_result(index, record.key, error.payload())
+        self.warn(warnings)
+        return answers.accepted_result(index, record.key, place.encode(), warnings)
 
 
 def batch_warnings(batch: Batch) -> list[Warning]:

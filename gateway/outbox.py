@@ -33,13 +33,15 @@ Refusal = PublisherRefusal | SpoolRefusal
 
 
 class Publisher(Protocol):
-    """Takes records. `publish` raises PublisherRefusal when it cannot; the batch tells what became of it."""
+    """Takes records. `publish` raises PublisherRefusal when it cannot, `publish_all` says so of each, up to one for
+    which there is no Kafka; the batch tells what became of it."""
 
     unready_reason: str | None
 
     async def start(self) -> None: ...
     async def stop(self, deadline_s: float) -> None: ...
     def publish(self, record: Record, *, replay: bool = False) -> Batch: ...
+    def publish_all(self, records: Sequence[Record]) -> list[Batch | PublisherRefusal]: ...
 
 
 class KafkaOutbox:
@@ -107,18 +109,15 @@ class KafkaOutbox:
 
     async def publish_all(self, records: Sequence[Record]) -> list[Durability | Refusal]:
         """What `publish` would have said of each, for records of one topic: one wait a batch, not one a record."""
-        places: list[Batch | PublisherRefusal | None] = [None] * len(records)  # None: straight to the spool
+        places: list[Batch | PublisherRefusal | None] = []
         if self._breaker.admits(self._loop.time()):
-            for index, record in enumerate(records):
-                try:
-                    places[index] = self._publisher.publish(record)
-                except PublisherRefusal as refusal:
-                    if refusal.reason == "kafka_unavailable":
-                        self._breaker.record(False, self._loop.time())
-                        break
-                    places[index] = refusal
+            places += self._publisher.publish_all(records)
+            if isinstance(places[-1], PublisherRefusal) and places[-1].reason == "kafka_unavailable":
+                self._breaker.record(False, self._loop.time())
+                places.pop()
+        spooled = records[len(places) :]
+        places += [None] * len(spooled)
         results: dict[Batch | PublisherRefusal | None, Durability | Refusal] = {}
-        spooled = [record for record, place in zip(records, places, strict=True) if place is None]
         if spooled:
             results[None] = await asyncio.shield(self._spool_soon(spooled))
         for place in dict.fromkeys(places):
@@ -126,7 +125,7 @@ class KafkaOutbox:
                 results[place] = await place.durable
             elif place is not None:
                 results[place] = place
-        return [results[place] for place in places]
+        return list(map(results.__getitem__, places))
 
     def _known(self, refusal: Refusal) -> asyncio.Future[Durability | Refusal]:
         future: asyncio.Future[Durability | Refusal] = self._loop.create_future()

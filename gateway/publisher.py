@@ -13,18 +13,17 @@ hangs holds up one batch of each of its partitions and nothing else.
 import asyncio
 import enum
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import murmur2
-from aiokafka.producer.message_accumulator import BatchBuilder
 
-from gateway.direct_producer import DirectProducer
+from gateway.direct_producer import DirectProducer, RecordBuilder
 from gateway.metrics import Metrics
-from gateway.record import Durability, Record
+from gateway.partitions import partition_of
+from gateway.record import OVERHEAD_BYTES, Durability, Record
 from gateway.spool import SpoolRefusal
 
 log = structlog.get_logger(__name__)
@@ -99,15 +98,15 @@ class Batch:
         "timer",
     )
 
-    def __init__(self, lane: Lane, replay: bool, builder: BatchBuilder, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, lane: Lane, replay: bool, builder: RecordBuilder, loop: asyncio.AbstractEventLoop) -> None:
         self.lane = lane
         self.replay = replay
         self.builder = builder
         self.records: list[Record] = []
         self.bytes = 0
         self.opened_at = loop.time()
-        self.outcome = SharedFuture[Outcome](loop=loop)
-        self.durable = SharedFuture[Durability | PublisherRefusal | SpoolRefusal](loop=loop)
+        self.outcome: SharedFuture[Outcome] = SharedFuture(loop=loop)
+        self.durable: SharedFuture[Durability | PublisherRefusal | SpoolRefusal] = SharedFuture(loop=loop)
         self.final: asyncio.Future[Outcome] = loop.create_future()
         self.partition = lane.partition
         self.sent = False
@@ -200,6 +199,39 @@ class KafkaPublisher:
         batch.bytes += size
         self._pending_bytes += size
         return batch
+
+    def publish_all(self, records: Sequence[Record]) -> list[Batch | PublisherRefusal]:
+        """What `publish` says of each in turn, up to one for which there is no Kafka: there would be none for the next.
+
+        They are of one topic. If there is room for all, and all may go anywhere, only the first in each batch costs as
+        much as alone.
+        """
+        _, partitions, keys, values, _, scopes = zip(*records, strict=True)
+        left = sum(map(len, keys)) + sum(map(len, values)) + len(records) * OVERHEAD_BYTES
+        together = not any(scopes) and partitions.count(None) == len(records)
+        together = together and self._pending_bytes + left <= self._pending_bytes_max
+        places: list[Batch | PublisherRefusal] = []
+        while len(places) < len(records):
+            record = records[len(places)]
+            left -= record.bytes
+            try:
+                batch = self.publish(record)
+            except PublisherRefusal as refusal:
+                places.append(refusal)
+                if refusal.reason == "kafka_unavailable":
+                    break
+                continue
+            places.append(batch)
+            if together:
+                rest = records[len(places) :]
+                added = rest[: batch.builder.extend(rest, [])]
+                size = left if len(added) == len(rest) else sum(record.bytes for record in added)
+                batch.records += added
+                batch.bytes += size
+                self._pending_bytes += size
+                left -= size
+                places += [batch] * len(added)
+        return places
 
     async def stop(self, deadline_s: float) -> None:
         """Wait for what is under way, at most `deadline_s` in all; then let go, whatever Kafka does."""
@@ -385,16 +417,14 @@ def _append(batch: Batch, record: Record) -> bool:
     headers = [] if record.scope is None else [(DEDUPE_HEADER, record.scope)]
     if batch.replay:
         headers.append(REPLAY_HEADER)
-    added = batch.builder.append(timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=headers)
-    return added is not None
+    return batch.builder.extend((record,), headers) == 1
 
 
 def _partition_of_key(producer: DirectProducer, record: Record) -> int:
-    """As Kafka's own clients choose: murmur2 of the key."""
     partitions = sorted(producer.client.cluster.partitions_for_topic(record.topic) or ())
     if not partitions:
         raise PublisherRefusal("kafka_unavailable", "Kafka does not know the topic")
-    return int(partitions[(murmur2(record.key) & 0x7FFFFFFF) % len(partitions)])
+    return partition_of(record.key, partitions)
 
 
 async def _close(producer: DirectProducer, timeout_s: float) -> None:

@@ -88,26 +88,24 @@ def app_warnings(event: Mapping[str, Any]) -> list[Warning]:
     found: list[Warning] = []
     get = event.get
     event_type = event["event_type"].lower()
-    document_id = get("document_id")
     position = get("position")
     result_count = get("result_count")
     if result_count is not None:
         if result_count < 0:
             found.append(_NEGATIVE_RESULT_COUNT)
-        elif result_count == 0 and document_id:
+        elif result_count == 0 and get("document_id"):
             found.append(_DOCUMENT_WITHOUT_RESULTS)
         elif position is not None and position >= result_count:
             found.append(_BEYOND_RESULT_COUNT)
     if position is not None and position < 0:
         found.append(_NEGATIVE_POSITION)
-    latency_ms = get("latency_ms")
-    if latency_ms is not None and not 0 <= latency_ms <= DURATION_MS_MAX:
-        found.append(_odd_duration("latency_ms", latency_ms))
-    dwell_ms = get("dwell_ms")
-    if dwell_ms is not None and not 0 <= dwell_ms <= DURATION_MS_MAX:
-        found.append(_odd_duration("dwell_ms", dwell_ms))
+    if "latency_ms" in event or "dwell_ms" in event:
+        for name in ("latency_ms", "dwell_ms"):
+            duration_ms = get(name)
+            if duration_ms is not None and not 0 <= duration_ms <= DURATION_MS_MAX:
+                found.append(_odd_duration(name, duration_ms))
     if event_type in CLICKS:
-        if not document_id:
+        if not get("document_id"):
             found.append(_CLICK_WITHOUT_DOCUMENT)
         if position is None:
             found.append(_CLICK_WITHOUT_POSITION)

@@ -9,13 +9,11 @@ Of a key that comes twice the last value counts, as in every JSON reader we know
 """
 
 import json
-from collections.abc import Callable
-from typing import Annotated, Any, NotRequired
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel
 from pydantic_core import ValidationError
-from typing_extensions import TypedDict
 
 NESTING_MAX = 254
 """Levels of arrays and objects in a row; orjson's own limit, and well under ClickHouse's (1,000)."""
@@ -58,46 +56,14 @@ def has_long_integer(body: bytes) -> bool:
     return _LONG in text and (_LONG_NEGATIVE in text or _LONG_POSITIVE in text or text.startswith(_LONG_POSITIVE[1:]))
 
 
-def checker(model: type[BaseModel]) -> Callable[[Any], dict[str, Any]]:
-    """What makes sure that a JSON value is an event: its fields are as `model` has them. Raises `Invalid`.
-
-    It returns the dict that came in: typed integers written as `2.0` are replaced in it by `2`, nothing else changes.
-    To look at a dict costs half of what it costs to make a model of it; what is wrong is for the model to say.
-    """
-    look_at = _looker(model)
-
-    def check(value: Any) -> dict[str, Any]:
-        try:
-            look_at(value)
-        except ValidationError:
-            _require_valid(model, value)
-        event: dict[str, Any] = value
-        return event
-
-    return check
-
-
-def _looker(model: type[BaseModel]) -> Callable[[Any], Any]:
-    """Raises ValidationError for what is no `model`."""
-    fields: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        type_: Any = field.annotation
-        for constraint in field.metadata:
-            type_ = Annotated[type_, constraint]
-        fields[name] = type_ if field.is_required() else NotRequired[type_]
-    look = TypedDict(model.__name__, fields)  # type: ignore[misc]  # which is no literal
-    look.__pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[attr-defined]
-    return TypeAdapter(look).validator.validate_python
-
-
-def _require_valid(model: type[BaseModel], value: Any) -> None:
-    """Mends what can be mended. Raises `Invalid`."""
+def require_valid(model: type[BaseModel], value: Any) -> None:
+    """Make sure that a `model` can be made of a JSON value; what can be mended is mended in it. Raises `Invalid`."""
     try:
         model.__pydantic_validator__.validate_python(value)
     except ValidationError as error:
         if not _mend_integers(error, value):
             raise Invalid(_details(error)) from None
-        _require_valid(model, value)
+        require_valid(model, value)
 
 
 def dumps(row: dict[str, Any]) -> bytes:

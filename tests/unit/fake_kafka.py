@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
+
+from gateway.direct_producer import RecordBuilder
 
 
 @dataclass
@@ -114,10 +115,10 @@ class FakeProducer:
     async def partitions_for(self, topic: str) -> set[int] | None:
         return self._kafka.partitions_for_topic(topic)
 
-    def create_batch(self) -> BatchBuilder:
-        return BatchBuilder(self.options["max_batch_size"], 0)
+    def create_batch(self) -> RecordBuilder:
+        return RecordBuilder(self.options["max_batch_size"], 0)
 
-    async def send_to(self, broker: int, partition: TopicPartition, builder: BatchBuilder) -> None:
+    async def send_to(self, broker: int, partition: TopicPartition, builder: RecordBuilder) -> None:
         assert broker == self._kafka.leaders[partition]
         if self._kafka.send_fault is not None:
             raise self._kafka.send_fault

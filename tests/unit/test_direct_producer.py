@@ -175,6 +175,8 @@ def test_the_private_names_are_where_they_were() -> None:
             (TransactionManager.sequence_number, "self tp"),
             (TransactionManager.increment_sequence_number, "self tp increment"),
             (SendProduceReqHandler.__init__, "self sender batches"),
+            (BatchBuilder.append, "self timestamp key value headers"),
+            (BatchBuilder.close, "self"),
             (SendProduceReqHandler.do, "self node_id"),
         )
         if (parameters := " ".join(inspect.signature(function).parameters)) != wanted
@@ -194,6 +196,16 @@ def test_the_private_names_are_where_they_were() -> None:
                 MessageAccumulator.__init__,
                 "self._batches = collections.defaultdict(collections.deque)|self._pending_batches = set()"
                 "|self._closed = False|self._exception = None|self._batch_ttl = |self._linger_time = ",
+            ),
+            (MessageAccumulator.create_builder, "return BatchBuilder(|self._batch_size,|self._compression_type,"),
+            (
+                BatchBuilder.__init__,
+                "self._builder = DefaultRecordBatchBuilder(|self._relative_offset = 0|self._closed = False",
+            ),
+            (
+                BatchBuilder.append,
+                "if self._closed:|metadata = self._builder.append(|self._relative_offset,|timestamp,|self.close()"
+                "|self._relative_offset += 1",
             ),
             (MessageAccumulator.close, "self._closed = True|await self.flush()"),
             (MessageAccumulator.fail_all, "self._exception = exception|in self._pending_batches:"),
@@ -237,6 +249,36 @@ def test_every_private_name_of_the_module_is_looked_for_above() -> None:
     names = set(re.findall(r"\.(_[a-z]\w*)", inspect.getsource(direct_producer)))
     assert names
     assert {name for name in names if name not in looked_for} == set()
+
+
+# What a batch holds
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_a_batch_is_what_it_would_be_if_appended_to_one_by_one(producer: DirectProducer, seed: int) -> None:
+    random = Random(seed)
+    headers: list[tuple[str, bytes]] = random.choice([[], [("dedupe", b"shop"), ("replay", b"1")]])
+    ours, theirs = producer.create_batch(), BatchBuilder(16_384, 0)  # aiokafka's default
+    for _ in range(random.choice([1, 3])):
+        records = [
+            Record(
+                TOPIC, None, b"k%d" % n, b"v" * random.choice([0, 100, 5_000]), random.choice([0, 1_795_328_400_000])
+            )
+            for n in range(random.randrange(9))
+        ]
+        taken = 0
+        for record in records:
+            if (
+                theirs.append(timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=headers)
+                is None
+            ):
+                break
+            taken += 1
+        assert ours.extend(iter(records), headers) == taken
+        assert ours.closed() is theirs.closed()
+        assert ours.record_count() == theirs.record_count()
+    assert ours._build() == theirs._build()
+    assert ours.extend([Record(TOPIC, None, b"late", b"", 1)], []) == 0
 
 
 # What Kafka answers

@@ -290,6 +290,20 @@ async def test_each_of_a_batch_has_its_own_fate(gateway: Gateway) -> None:
     assert sorted(gateway.taken) == [r.key for r, result in zip(records, await task, strict=True) if result == "kafka"]
 
 
+async def test_what_kafka_cannot_be_asked_about_is_spooled(gateway: Gateway) -> None:
+    """In the middle of a batch: what is before it goes to Kafka, what is behind it need not be asked for."""
+    gateway.kafka.leaders = {}
+    await gateway.start()
+    records = [record(0), record(1)._replace(scope=b"shop"), record(2)]
+    task = asyncio.create_task(gateway.outbox.publish_all(records))
+    await idle()
+    assert [kept.key for kept in gateway.spool.kept.values()] == [b"k001", b"k002"]
+    assert gateway.outbox._breaker._consecutive == 1
+    gateway.kafka.leaders = led_by(1)
+    await gateway.answer_for(1)
+    assert await task == ["kafka", "spool", "spool"]
+
+
 async def test_a_rescue_is_not_done_again_by_who_looks_late(gateway: Gateway) -> None:
     """One who waits for several batches comes to the second one when others have long had it spooled."""
     gateway.kafka.leaders = led_by(1, 2) | led_by(1, topic=OTHER)

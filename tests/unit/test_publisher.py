@@ -6,6 +6,7 @@ Time is virtual, so a deadline is met exactly or not at all.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -905,3 +906,65 @@ async def test_copies_of_a_callers_id_meet_in_one_partition(kafka: FakeKafka, st
     await idle()
     assert again.partition == batches[ids[0]].partition
     assert kafka.flights[-1].headers == [[("dedupe", b"shop"), ("replay", b"1")]]
+
+
+# Many at once
+
+
+@pytest.mark.parametrize("seed", range(100))
+async def test_many_at_once_are_as_one_by_one(kafka: FakeKafka, start: Starter, seed: int) -> None:
+    """In the same batches, in the same order, and with the same refusals; and the room they take is the same."""
+    random = Random(seed)
+    leaders = random.choice(
+        [led_by(1, 2, 3), {}]
+    )  # a topic that Kafka does not know: no partition for what has a scope
+    limits = {"pending_bytes_max": random.choice([30_000, 60_000, 1_000_000])}
+    often = random.choice([0.02, 0.3])
+    records = [
+        Record(
+            TOPIC,
+            0 if random.random() < often / 2 else None,
+            b"%032d" % n,
+            b"v" * random.choice([10, 100, 3_000, BATCH_BYTES_MAX] if random.random() < often else [10, 100]),
+            1_000 + n,
+            b"shop" if random.random() < often else None,
+        )
+        for n in range(random.choice([1, 10, 400]))
+    ]
+    together, apart = await start(leaders, **limits), await start(leaders, **limits)
+    for _ in range(2):  # the second time there are batches that wait
+        found = together.publish_all(records)
+        expected: list[Batch | PublisherRefusal] = []
+        for record in records:
+            try:
+                expected.append(apart.publish(record))
+            except PublisherRefusal as refusal:
+                expected.append(refusal)
+                if refusal.reason == "kafka_unavailable":
+                    break
+        assert [str(place) for place in found if isinstance(place, PublisherRefusal)] == [
+            str(place) for place in expected if isinstance(place, PublisherRefusal)
+        ]
+        batches = dict(zip(expected, found, strict=True))
+        assert [batches[place] for place in expected] == found
+        for theirs, ours in batches.items():
+            if isinstance(theirs, Batch):
+                assert isinstance(ours, Batch)
+                assert (ours.lane, ours.records, ours.bytes) == (theirs.lane, theirs.records, theirs.bytes)
+                assert ours.builder.record_count() == theirs.builder.record_count() == len(ours.records)
+                assert ours.builder.size() == theirs.builder.size()
+        assert together._pending_bytes == apart._pending_bytes
+        assert together._pending_bytes <= limits["pending_bytes_max"]
+
+
+async def test_what_comes_behind_one_that_no_partition_is_known_for_is_not_looked_at(
+    kafka: FakeKafka, start: Starter
+) -> None:
+    publisher = await start({})
+    anywhere = Record(TOPIC, None, b"k", b"v", 1)
+    first, second, unavailable = publisher.publish_all([anywhere, anywhere, anywhere._replace(scope=b"shop"), anywhere])
+    assert isinstance(first, Batch)
+    assert first is second
+    assert isinstance(unavailable, PublisherRefusal)
+    assert unavailable.reason == "kafka_unavailable"
+    assert len(first.records) == 2

@@ -1,0 +1,94 @@
+"""What the names of an event say, found once: most events of a producer have the same names in the same order.
+
+Which fields are there, and which names the contract does not know, follows from the names alone. What remains to be
+looked at in each event are the values of its fields, every one of them as the model has it.
+
+Limits: LAYOUTS_MAX lists of NAMES_MAX names of NAMES_CHARS_MAX together are remembered, then all are forgotten: at
+worst 5 MB a contract. There is one validator for each set of fields, some hundreds at worst.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from operator import itemgetter
+from typing import Annotated, Any, NamedTuple, NotRequired
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic_core import CoreConfig, SchemaValidator, ValidationError, core_schema
+from typing_extensions import TypedDict
+
+from schemas.validation import require_valid
+
+LAYOUTS_MAX = 512
+NAMES_MAX = 64
+NAMES_CHARS_MAX = 1_024
+
+
+class Layout(NamedTuple):
+    """`values` of an event are those of its fields; `look_at` raises ValidationError unless all of them are right.
+    `unknown` are the names that the contract does not have, in the event's order."""
+
+    values: Callable[[dict[str, Any]], Any]
+    look_at: Callable[[Any], object]
+    unknown: tuple[str, ...]
+
+
+class Layouts:
+    """Of the events of one contract."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self._model = model
+        self._required = frozenset(name for name, field in model.model_fields.items() if field.is_required())
+        self._known: dict[tuple[str, ...], Layout] = {}
+        schemas = _field_schemas(model)
+
+        @cache
+        def validator(fields: tuple[str, ...]) -> Callable[[Any], object]:
+            of_fields = [schemas[name] for name in fields]
+            of_values = core_schema.tuple_schema(of_fields) if len(fields) > 1 else of_fields[0]  # as itemgetter does
+            return SchemaValidator(of_values, CoreConfig(strict=True)).validate_python
+
+        self._validator = validator
+
+    def check(self, value: Any) -> Layout:
+        """Make sure that a JSON value is an event: its fields are as the model has them. Raises `Invalid`.
+
+        Typed integers written as `2.0` are replaced in it by `2`, nothing else changes. To look at values costs half of
+        what it costs to make a model of them; what is wrong is for the model to say.
+        """
+        try:
+            layout = values, look_at, _ = self._known[tuple(value)]
+            look_at(values(value))
+        except (KeyError, TypeError, ValidationError):  # not seen before, no object, or wrong
+            require_valid(self._model, value)
+            layout = self.of(value)
+        return layout
+
+    def of(self, event: dict[str, Any]) -> Layout:
+        """Of an event that is checked. If it is not, nothing is remembered that would let another pass for an event."""
+        names = tuple(event)
+        layout = self._known.get(names)
+        if layout is None:
+            model_fields = self._model.model_fields
+            fields = tuple(name for name in model_fields if name in event)
+            unknown = tuple(name for name in names if name not in model_fields)
+            layout = Layout(itemgetter(*fields), self._validator(fields), unknown)
+            if self._required <= event.keys() and len(names) <= NAMES_MAX and sum(map(len, names)) <= NAMES_CHARS_MAX:
+                if len(self._known) >= LAYOUTS_MAX:
+                    self._known.clear()
+                self._known[names] = layout
+        return layout
+
+
+def _field_schemas(model: type[BaseModel]) -> dict[str, core_schema.CoreSchema]:
+    """What pydantic makes of each field where there is no default: an absent field is not looked at."""
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        type_: Any = field.annotation
+        for constraint in field.metadata:
+            type_ = Annotated[type_, constraint]
+        fields[name] = type_ if field.is_required() else NotRequired[type_]
+    typed_dict = TypedDict(model.__name__, fields)  # type: ignore[misc]  # which is no literal
+    typed_dict.__pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[attr-defined]
+    schema = TypeAdapter(typed_dict).core_schema
+    assert schema["type"] == "typed-dict", "it has definitions, to which its fields refer"
+    return {name: field["schema"] for name, field in schema["fields"].items()}
