@@ -11,13 +11,15 @@ from gateway.asgi import SAME_HEAD, Header, Receive, Respond
 from gateway.body import read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import PayloadTooLarge, Unavailable
-from gateway.intake import Sender, prepare
+from gateway.intake import Prepared, Sender, prepare
 from gateway.outbox import Refusal
 from gateway.quotas import Limit
-from gateway.record import Durability, Record
+from gateway.record import Durability
 from gateway.registry import Registry
 from gateway.requests import Request
+from schemas.layouts import Layout
 from schemas.search_sense import Warning
+from schemas.validation import loads
 
 
 class SingleEvent(Endpoint):
@@ -46,20 +48,26 @@ class SingleEvent(Endpoint):
         body = await read_body(request.scope, receive, services.limits.event_bytes_max, services.budget)
         return self.stream.parse(body)
 
-    def parse(self, body: bytes) -> dict[str, Any]:
-        """The checked event. Raises PayloadTooLarge, Invalid."""
+    def read(self, sender: Sender, body: bytes, received_ms: int) -> Prepared:
+        """What a whole body is, as JSON. Raises PayloadTooLarge, Invalid."""
         if len(body) > self.services.limits.event_bytes_max:
             raise PayloadTooLarge(self.services.limits.event_bytes_max)
-        return self.stream.parse(body)
+        event = loads(body)
+        return self.prepare(sender, event, received_ms, layout=self.stream.layouts.check(event))
 
     def prepare(
-        self, sender: Sender, event: dict[str, Any], received_ms: int, event_id: str | None
-    ) -> tuple[Record, Sequence[Warning]]:
-        """Raises PayloadTooLarge, Invalid."""
-        record, warnings = prepare(self.stream, sender, event, received_ms, event_id)
-        if record.bytes > self.services.limits.record_bytes_max:
+        self,
+        sender: Sender,
+        event: dict[str, Any],
+        received_ms: int,
+        event_id: str | None = None,
+        layout: Layout | None = None,
+    ) -> Prepared:
+        """As `intake.prepare`. Raises PayloadTooLarge, Invalid."""
+        prepared = prepare(self.stream, sender, event, received_ms, event_id, layout=layout)
+        if prepared[0].bytes > self.services.limits.record_bytes_max:
             raise PayloadTooLarge(self.services.limits.event_bytes_max)
-        return record, warnings
+        return prepared
 
     def accepted(self, event_id: bytes, warnings: Sequence[Warning], place: Durability | Refusal) -> bytes:
         """The answer. Raises PayloadTooLarge or Unavailable if the event has found no place."""
@@ -103,7 +111,7 @@ class SameCaller:
         try:
             if self._limits:
                 headers = [*headers, *services.quotas.spend(self._limits, 1, time.monotonic())]
-            record, warnings = endpoint.prepare(self._sender, endpoint.parse(body), received_ms, None)
+            record, warnings = endpoint.read(self._sender, body, received_ms)
             place = services.outbox.publish(record)
         except Exception as error:
             self._refuse(error, headers, respond)
