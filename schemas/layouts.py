@@ -9,6 +9,7 @@ worst 5 MB a contract. There is one validator for each set of fields, some hundr
 
 from collections.abc import Callable
 from functools import cache
+from itertools import filterfalse
 from operator import itemgetter
 from typing import Annotated, Any, NamedTuple, NotRequired
 
@@ -58,9 +59,8 @@ class Layouts:
         try:
             layout = values, look_at, _ = self._known[tuple(value)]
             look_at(values(value))
-        except (KeyError, TypeError, ValidationError):  # not seen before, no object, or wrong
-            require_valid(self._model, value)
-            layout = self.of(value)
+        except (KeyError, TypeError, ValidationError):  # names not seen before, no object, or wrong
+            layout = self._check_anew(value)
         return layout
 
     def of(self, event: dict[str, Any]) -> Layout:
@@ -70,13 +70,26 @@ class Layouts:
         if layout is None:
             model_fields = self._model.model_fields
             fields = tuple(name for name in model_fields if name in event)
-            unknown = tuple(name for name in names if name not in model_fields)
+            unknown = tuple(filterfalse(model_fields.__contains__, names))
             layout = Layout(itemgetter(*fields), self._validator(fields), unknown)
-            if self._required <= event.keys() and len(names) <= NAMES_MAX and sum(map(len, names)) <= NAMES_CHARS_MAX:
+            if self._has_required(event) and len(names) <= NAMES_MAX and sum(map(len, names)) <= NAMES_CHARS_MAX:
                 if len(self._known) >= LAYOUTS_MAX:
                     self._known.clear()
                 self._known[names] = layout
         return layout
+
+    def _check_anew(self, value: Any) -> Layout:
+        if type(value) is not dict or not self._has_required(value):
+            require_valid(self._model, value)  # which it is not
+        layout = self.of(value)
+        try:
+            layout.look_at(layout.values(value))
+        except ValidationError:
+            require_valid(self._model, value)
+        return layout
+
+    def _has_required(self, event: dict[str, Any]) -> bool:
+        return self._required <= event.keys()
 
 
 def _field_schemas(model: type[BaseModel]) -> dict[str, core_schema.CoreSchema]:
