@@ -40,12 +40,12 @@ from tests.contract.gateway_under_test import (
 )
 
 ROOT = Path(__file__).parents[2]
-START_S_MAX = 20.0
+START_S_MAX = 60.0
 POLL_S = 0.02
 UNKNOWN_TOKEN, UNKNOWN_KEY = "tok_UNKNOWN_but_secret", "pk_UNKNOWN_but_secret"
 
 
-def eventually(condition: Callable[[], bool], seconds_max: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds_max: float = 30.0) -> None:
     deadline = time.monotonic() + seconds_max
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
