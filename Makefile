@@ -19,8 +19,8 @@ up: $(STAMP) ## run the whole pipeline here, until Ctrl-C (data stays in .sluice
 demo: $(STAMP) ## send a shop's search sessions through the pipeline and show what they say
 	@$(BIN)/python -m deploy.local demo $(ARGS)
 
-test: $(STAMP) ## every test, against real Kafka and the real ClickHouse engine
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## every test, against real Kafka and the real ClickHouse engine; ARGS=… is for pytest
+	$(BIN)/python -m $(if $(ARGS),pytest $(ARGS),tests)
 
 chaos: $(STAMP) ## break everything at random, SEEDS times, and count the rows afterwards
 	CHAOS_SEEDS=$(SEEDS) CHAOS_EVENTS=200000 CHAOS_WRITE_TABLE=1 $(BIN)/python -m pytest tests/chaos -p tests.chaos.summary --tb=short $(ARGS)

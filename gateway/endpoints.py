@@ -110,7 +110,7 @@ class Endpoint:
         self.count_refused(request.events, status, type_)
 
     def count_refused(self, events: int, status: str, type_: str) -> None:
-        self.services.metrics.refused.labels(self.stream.name, status, type_).inc(events)
+        self.services.metrics.refused(self.stream.name, status, type_, events)
 
     async def respond(self, request: Request, status: int, answer: bytes, send: Send) -> None:
         await respond(request.scope, send, status, answer, request.answer_headers)

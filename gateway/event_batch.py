@@ -132,8 +132,8 @@ class EventBatch(Endpoint):
                 self._result(*good, place) for good, place in zip(events.good(), places, strict=True)
             )
         refused = self.services.metrics.refused
-        refused.labels(self.stream.name, "422", "ValidationError").inc(len(events.refused))
-        refused.labels(self.stream.name, "503", "ServiceUnavailableError").inc(len(refusals))
+        refused(self.stream.name, "422", "ValidationError", len(events.refused))
+        refused(self.stream.name, "503", "ServiceUnavailableError", len(refusals))
         return 200 if records else 422, answers.batch(bool(records), results, warnings)
 
     def _result(self, index: int, record: Record, warnings: Sequence[Warning], place: Durability | Refusal) -> bytes:

@@ -25,17 +25,23 @@ _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5
 
 class Tally:
     """For what is counted every few microseconds: a Prometheus counter takes one of them each time. So it is told
-    TALLY_S later, before this worker's page is read, and when the worker stops; of one that is killed, those TALLY_S
-    are lost. Needs a running event loop."""
+    TALLY_S later, before any of it is told to be accepted or refused, before this worker's page is read, and when the
+    worker stops: one that is killed leaves out what it was busy with, and no more. Needs a running event loop."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
         self._count = 0
+        self._is_due = False
 
     def inc(self, amount: int = 1) -> None:
-        if not self._count:
-            asyncio.get_running_loop().call_later(TALLY_S, self.pass_on)
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_later(TALLY_S, self._fall_due)
         self._count += amount
+
+    def _fall_due(self) -> None:
+        self._is_due = False
+        self.pass_on()
 
     def pass_on(self) -> None:
         count, self._count = self._count, 0
@@ -61,7 +67,7 @@ class Metrics:
             registry=registry,
         )
         # Events answered with an error, by the status and type of the answer.
-        self.refused = Counter(
+        self._refused = Counter(
             "gateway_events_refused", "Events refused", ["stream", "status", "type"], registry=registry
         )
         # Legal but odd: what the answers' warnings said.
@@ -69,7 +75,7 @@ class Metrics:
         # Requests to …/validate, which are in none of the other counts.
         self.dry_runs = Counter("gateway_dry_runs", "Events and batches rehearsed", ["stream"], registry=registry)
         # Events answered with 200, by where they are durable.
-        self.accepted = Counter(
+        self._accepted = Counter(
             "gateway_events_accepted", "Events answered with 200", ["stream", "durability"], registry=registry
         )
         # Spooled events that Kafka has taken since, by replay or by its own late answer.
@@ -116,6 +122,15 @@ class Metrics:
         """What was counted and not told yet: with several workers, the counts of one outlive it."""
         for tally in self._tallies:
             tally.pass_on()
+
+    def accepted(self, stream: str, durability: str, events: int) -> None:
+        """Once for many events."""
+        self.pass_on()
+        self._accepted.labels(stream, durability).inc(events)
+
+    def refused(self, stream: str, status: str, type_: str, events: int) -> None:
+        self.pass_on()
+        self._refused.labels(stream, status, type_).inc(events)
 
     def received(self, stream: str) -> "Tally":
         """Events that have arrived. One a caller: it is not to be asked for each of them."""

@@ -139,7 +139,7 @@ class KafkaOutbox:
         if batch.replay:
             return
         if outcome is Outcome.DELIVERED:
-            self._metrics.accepted.labels(batch.topic, "kafka").inc(len(batch.records))
+            self._metrics.accepted(batch.topic, "kafka", len(batch.records))
             batch.durable.set_result("kafka")
         else:
             records = [record._replace(partition=batch.partition) for record in batch.records]
@@ -176,7 +176,7 @@ class KafkaOutbox:
             self._spool_refusal = refusal
             raise
         self._spool_refusal = None
-        self._metrics.accepted.labels(records[0].topic, "spool").inc(len(records))
+        self._metrics.accepted(records[0].topic, "spool", len(records))
 
     def _hold(self, batch: Batch, records: Sequence[Record]) -> None:
         """Keep the records of an unanswered batch from replay until Kafka has answered after all."""

@@ -1,9 +1,37 @@
-"""How both processes reach Kafka: settings as the keyword arguments that every aiokafka client takes."""
+"""How both processes reach Kafka: settings as the keyword arguments that every aiokafka client takes.
 
+Whoever imports this has aiokafka's connections mended, too: `_or_kafka_error`.
+"""
+
+import functools
 import ssl
+from collections.abc import Callable
 from typing import Any
 
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import KafkaConnectionError
+
 from schemas.settings import ProcessSettings
+
+
+def _or_kafka_error(send: Callable[..., Any]) -> Callable[..., Any]:
+    """For a turn or two of the loop after a connection was lost, aiokafka takes it for a good one. To write to it is a
+    RuntimeError with uvloop, and nothing with asyncio's own loop. aiokafka does not expect one: its task that renews
+    the metadata ends of it, unseen, and all that waits for metadata, commits and heartbeats too, waits for ever."""
+
+    @functools.wraps(send)
+    def sending(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return send(self, *args, **options)
+        except RuntimeError as error:
+            self.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)
+            raise KafkaConnectionError(f"Connection at {self.host}:{self.port} lost") from error
+
+    return sending
+
+
+AIOKafkaConnection.send = _or_kafka_error(AIOKafkaConnection.send)
+AIOKafkaConnection._send_sasl_token = _or_kafka_error(AIOKafkaConnection._send_sasl_token)
 
 
 class UnusableCertificate(OSError):

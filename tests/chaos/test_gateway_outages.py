@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.process import HOST, Process, free_ports
 from deploy.local.stack import Stack
-from tests.chaos.arena import PARTITIONS, TOPIC, Arena, arena
+from tests.chaos.arena import PARTITIONS, TOPIC, Arena, arena, http_get
 from tests.chaos.conftest import OUTAGE_S
 from tests.chaos.load import MARKER, Figures, Load
 from tests.chaos.tcp_proxy import Fault, TcpProxy
@@ -124,15 +124,15 @@ class Site:
     # What is asked
 
     def ready(self, index: int = 0) -> tuple[int, str]:
-        answer = httpx.get(f"http://{HOST}:{self.ports[index]}/readyz", timeout=5)
+        answer = http_get(self.ports[index], "/readyz")
         return answer.status_code, answer.json().get("reason", "")
 
     def is_alive(self, index: int = 0) -> bool:
-        return httpx.get(f"http://{HOST}:{self.ports[index]}/livez", timeout=5).status_code == 200
+        return http_get(self.ports[index], "/livez").status_code == 200
 
     def counted(self, index: int = 0) -> Counter[str]:
         """Events by the gateway's own account: received, kafka, spool, refused."""
-        page = httpx.get(f"http://{HOST}:{self.ports[index]}/metrics", timeout=5).text
+        page = http_get(self.ports[index], "/metrics").text
         names = {"gateway_events_received": "received", "gateway_events_refused": "refused"}
         counts: Counter[str] = Counter()
         for family in text_string_to_metric_families(page):
@@ -209,8 +209,7 @@ class Site:
     def _lag(self) -> float:
         """Records that the consumer has not dealt with."""
         assert self.arena.consumers[0].env is not None
-        port = self.arena.consumers[0].env["CONSUMER_METRICS_PORT"]
-        page = httpx.get(f"http://{HOST}:{port}/metrics", timeout=5).text
+        page = http_get(int(self.arena.consumers[0].env["CONSUMER_METRICS_PORT"]), "/metrics").text
         families = {family.name: family for family in text_string_to_metric_families(page)}
         return sum(sample.value for sample in families["consumer_lag_records"].samples)
 

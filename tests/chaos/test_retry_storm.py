@@ -17,17 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local import stack
-from deploy.local.process import HOST, Process, free_ports, wait_ready
+from deploy.local.process import Process, free_ports, wait_ready
 from deploy.local.stack import Stack
 from schemas.streams import STREAMS
-from tests.chaos.arena import PARTITIONS, TOPIC, Arena
+from tests.chaos.arena import PARTITIONS, TOPIC, Arena, http_get
 from tests.chaos.storm import MARKER, Storm
 
 ACT_S = 3.0
@@ -260,7 +259,7 @@ class Scene:
 
     def counted(self, index: int) -> Counter[str]:
         """The gateway's own account, of its latest life."""
-        page = httpx.get(f"http://{HOST}:{self.ports[index]}/metrics", timeout=5).text
+        page = http_get(self.ports[index], "/metrics").text
         counts: Counter[str] = Counter()
         for family in text_string_to_metric_families(page):
             for sample in family.samples:

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import uvicorn
 
+from deploy.local.process import free_ports
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
 MISSING = None if CHROMIUM and CHROMEDRIVER else "needs Chromium and chromedriver (apt install chromium-driver)"
@@ -92,9 +94,7 @@ def browser(directory: Path) -> Iterator[Browser]:
     """Its profile is in `directory`, new or of a browser before; both processes have ended afterwards."""
     assert CHROMIUM is not None
     assert CHROMEDRIVER is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     driver = subprocess.Popen([CHROMEDRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"

@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from gateway.asgi import ASGIApp
-from gateway.settings import GatewaySettings
-from tests.contract.gateway_under_test import EVENT_BYTES_MAX, Clock, Gateway, RecordingOutbox, serve
+from tests.contract.gateway_under_test import Clock, Gateway, RecordingOutbox, serve
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +20,6 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gateway:
-    assert GatewaySettings().event_bytes_max == EVENT_BYTES_MAX  # what the tests say of the default is so
     return serve(tmp_path, monkeypatch)
 
 

@@ -15,6 +15,7 @@ from gateway import endpoints
 from gateway.asgi import ASGIApp
 from gateway.publisher import PublisherRefusal
 from gateway.record import Durability
+from gateway.settings import GatewaySettings
 from gateway.spool import SpoolRefusal
 from schemas import logs
 from tests.contract.gateway_under_test import (
@@ -108,6 +109,7 @@ def padded(endpoint: Endpoint, size: int) -> bytes:
 
 @EACH_ENDPOINT
 async def test_largest_event(endpoint: Endpoint, client: httpx.AsyncClient, outbox: RecordingOutbox) -> None:
+    assert GatewaySettings().event_bytes_max == EVENT_BYTES_MAX
     body = padded(endpoint, EVENT_BYTES_MAX)
     assert (await client.post(endpoint.path, content=body, headers=endpoint.headers)).status_code == 200
     assert len(outbox.records) == 1

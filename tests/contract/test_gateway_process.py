@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deploy.local.process import free_ports
 from tests.contract.gateway_under_test import (
     APP_PATH,
     CREDENTIALS,
@@ -39,19 +40,12 @@ from tests.contract.gateway_under_test import (
 )
 
 ROOT = Path(__file__).parents[2]
-START_S_MAX = 20.0
+START_S_MAX = 60.0
 POLL_S = 0.02
 UNKNOWN_TOKEN, UNKNOWN_KEY = "tok_UNKNOWN_but_secret", "pk_UNKNOWN_but_secret"
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def eventually(condition: Callable[[], bool], seconds_max: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds_max: float = 30.0) -> None:
     deadline = time.monotonic() + seconds_max
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -68,12 +62,12 @@ class Gateway:
         self.directory = directory
         self.registry = write_registry(directory)
         self.spool = directory / "spool"
-        self.port = free_port()
+        self.port, port_of_nobody = free_ports(2)
         self._output = directory / "output"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
             "GATEWAY_PORT": str(self.port),
             "GATEWAY_REGISTRY_FILE": str(self.registry),
-            "GATEWAY_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",  # nobody listens there
+            "GATEWAY_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{port_of_nobody}",
             "GATEWAY_LOG_LEVEL": "debug",
             "GATEWAY_SPOOL_DIR": str(self.spool),
             **settings,

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 PAGE = Path(__file__).with_name("pages") / "shop.html"
 TURNS_BEFORE_LEAVING, TURNS_MAX = 33, 100_000  # of the page's loop
-WAIT_S_MAX = 20
+WAIT_S_MAX = 60
 SETTLING_EVENTS = 100  # so that each of four partitions gets one, but for once in 10^11
 
 REGISTRY = """

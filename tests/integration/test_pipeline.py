@@ -17,7 +17,7 @@ UBI_LOG = Path(__file__).parents[3] / "shared/data/ubi-sample/ubi_queries_events
 CREDENTIALS = {"Authorization": "Bearer tok_demo_local_only", "X-Public-API-Key": "pk_demo_local_only"}
 APP = "/v1/public/apps/demo/interactions"
 RETRIEVER = "/v1/public/retrievers/demo/interactions"
-QUERYABLE_S_MAX = 30
+QUERYABLE_S_MAX = 60
 CONNECTIONS = 16
 
 

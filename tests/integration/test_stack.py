@@ -29,7 +29,7 @@ PARENT = (
 )
 
 
-def until(is_so: Callable[[], bool], s_max: float = 10) -> None:
+def until(is_so: Callable[[], bool], s_max: float = 30) -> None:
     deadline_s = time.monotonic() + s_max
     while not is_so():
         assert time.monotonic() < deadline_s

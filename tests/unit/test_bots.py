@@ -17,7 +17,7 @@ bounded = settings(max_examples=200, derandomize=True, deadline=None, database=N
 LISTED: list[dict[str, Any]] = [entry for entry in CRAWLER_USER_AGENTS_DATA if entry["pattern"] not in bots.PEOPLE]
 EXAMPLES = [(entry, example) for entry in LISTED for example in entry["instances"]]
 
-COLD_S_MAX = 0.05  # 1 ms here; generous, for a machine under load. What is catastrophic takes minutes.
+COLD_S_MAX = 0.05  # 1 ms here; of computing, so that a busy machine is no fault. What is catastrophic takes minutes.
 
 WEBKIT = "AppleWebKit/537.36 (KHTML, like Gecko)"
 
@@ -181,9 +181,9 @@ def test_no_user_agent_takes_long() -> None:
         user_agent = text.encode("latin-1")
         seconds = []
         for _ in range(3):  # the machine may be busy once
-            started = time.perf_counter()
+            started = time.thread_time()
             reason(user_agent)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.thread_time() - started)
         assert min(seconds) < COLD_S_MAX, text
 
 

@@ -65,6 +65,18 @@ async def test_is_told_when_the_page_is_read(counting: Counting) -> None:
     assert counting.told == counting.shown == 4
 
 
+async def test_is_told_before_what_became_of_it(counting: Counting) -> None:
+    """Or a worker that is killed would have accepted more than it has received."""
+    for number in range(3):
+        counting.tally.inc(2)
+        counting.metrics.accepted(STREAM, "kafka", 1)
+        assert counting.told == 3 * number + 2
+        counting.tally.inc()
+        counting.metrics.refused(STREAM, "503", "ServiceUnavailableError", 1)
+        assert counting.told == 3 * number + 3
+    assert timers() == 1
+
+
 async def test_tallies_of_one_counter_add_up(counting: Counting) -> None:
     """One an endpoint: single events and batches are counted together."""
     other = counting.metrics.received(STREAM)
