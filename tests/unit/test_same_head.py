@@ -397,6 +397,19 @@ def test_a_request_in_two_reads_between_those_that_are_taken() -> None:
         assert taken_of([request, request, request[:position], request[position:], request]) == 2
 
 
+@pytest.mark.parametrize("behind", [b"", b"rest"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_that_comes_by_itself_and_looks_like_a_known_request_is_a_body(is_chunked: bool, behind: bytes) -> None:
+    known = of("short")
+    whole = post_chunked([known + behind]) if is_chunked else with_headers(b"", body=known + behind)
+    at = whole.index(known)
+    pieces = [whole[:at], known, whole[at + len(known) :]]
+    assert taken_of([known, known, *filter(None, pieces), known]) == 2
+    found, _ = sent([known, known, *filter(None, pieces), known])
+    assert len(found.answers) == 4
+    assert found.answers[2].body.endswith(known + behind)
+
+
 def test_connections_know_their_own_heads_alone() -> None:
     """They read into one buffer."""
 
