@@ -378,6 +378,29 @@ def test_wrong_keys_are_asked_each_time(kind: str, held: Hold) -> None:
     assert taken == [False, True, False, True, False, False, True]
 
 
+def test_the_body_of_who_is_not_let_in_is_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before its body is there, which is, to the byte, a request that is known on this connection."""
+    endpoint = ENDPOINTS[1]
+    right = event(endpoint).bytes
+    wrong = event(endpoint, right, Authorization="Bearer tok_nobody").bytes
+
+    async def talk() -> None:
+        server = Server()
+        offers = Offers(gateway.app, True)
+        wire = server.connect(offers)
+        for piece in (right, right, wrong[: -len(right)], right, right):
+            wire.send(piece)
+            await settled()
+        assert [answer.status for answer in answers(wire.received)] == [200, 200, 401, 200]
+        assert offers.taken == [False, True, False, True]
+        await server.check()
+
+    gateway = serve(tmp_path, monkeypatch)
+    run(talk())
+    assert len(gateway.outbox.records) == 3
+    assert gateway.count("gateway_events_received") == 4
+
+
 @EACH_ENDPOINT
 def test_paths_that_mean_the_same_are_heads_of_their_own(endpoint: Endpoint, held: Hold) -> None:
     paths = [endpoint.path, endpoint.path + "?", endpoint.path.replace("o", "%6F")]

@@ -9,15 +9,15 @@ from tests.unit.test_http_protocol import Server, answers, post, read, settled
 
 
 class Tellers:
-    """Answers with all that it knows of a request. What comes with a known head is answered with what was known of
-    that head, if it `offers`; `taken` counts these."""
+    """Answers with all that it knows of a request, to /early before it has seen the body. What comes with a known head
+    is answered with what was known of that head, if it `offers`; `taken` counts these."""
 
     def __init__(self, *, offers: bool = True) -> None:
         self._offers = offers
         self.taken = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read(receive)
+        body = b"" if scope["raw_path"] == b"/early" else await read(receive)
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         told = repr((scope["method"], scope["raw_path"], scope["query_string"], headers)).encode()
         offer = scope["extensions"].get(SAME_HEAD)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.connections import READ_BYTES_MAX
 from gateway.same_head import HEAD_BYTES_MAX, Head
 from tests.unit.repeating import Tellers
-from tests.unit.test_http_protocol import BAD, CONTINUE, GET, Answer, Server, answers, post_chunked, settled
+from tests.unit.test_http_protocol import BAD, CONTINUE, GET, Answer, Server, answers, post, post_chunked, settled
 from tests.unit.virtual_time import run
 
 bounded = settings(max_examples=300, derandomize=True, deadline=None, database=None)
@@ -395,6 +395,30 @@ def test_a_request_in_two_reads_between_those_that_are_taken() -> None:
     request = of("length in the middle")
     for position in range(1, len(request)):
         assert taken_of([request, request, request[:position], request[position:], request]) == 2
+
+
+@pytest.mark.parametrize("path", [b"/a", b"/early"])
+@pytest.mark.parametrize("behind", [b"", b"rest"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_that_comes_by_itself_and_looks_like_a_known_request_is_a_body(
+    is_chunked: bool, behind: bytes, path: bytes
+) -> None:
+    """Also when its request has been answered already: whoever is refused early could smuggle it past its refusal."""
+    known = of("short")
+    whole = post_chunked([known + behind], path) if is_chunked else post(known + behind, path)
+    at = whole.index(known)
+    pieces = [known, known, whole[:at], known, *filter(None, [whole[at + len(known) :]]), known]
+    assert taken_of(pieces) == 2
+    found, _ = sent(pieces)
+    assert len(found.answers) == 4
+    assert found.answers[2].body.endswith(known + behind) == (path != b"/early")
+
+
+def test_a_known_request_behind_half_a_head_is_the_rest_of_it() -> None:
+    known = of("short")
+    pieces = [known, known, b"GET /a HTTP/1.1\r\nx: ", known, known]
+    assert taken_of(pieces) == 2
+    assert len(sent(pieces)[0].answers) == 4
 
 
 def test_connections_know_their_own_heads_alone() -> None:
