@@ -17,8 +17,8 @@ from typing import Protocol
 import structlog
 
 from gateway.breaker import Breaker
+from gateway.kafka_batch import Batch, Outcome, PublisherRefusal
 from gateway.metrics import Metrics
-from gateway.publisher import Batch, Outcome, PublisherRefusal
 from gateway.record import Durability, Record
 from gateway.spool import Spool, SpoolRefusal
 

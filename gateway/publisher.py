@@ -11,120 +11,28 @@ hangs holds up one batch of each of its partitions and nothing else.
 """
 
 import asyncio
-import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
 
-from gateway.direct_producer import DirectProducer, RecordBuilder
+from gateway.direct_producer import DirectProducer
+from gateway.kafka_batch import Batch, Lane, Outcome, PublisherRefusal
 from gateway.metrics import Metrics
-from gateway.partitions import partition_of
-from gateway.record import OVERHEAD_BYTES, Durability, Record
-from gateway.spool import SpoolRefusal
+from gateway.record import OVERHEAD_BYTES, Record
 
 log = structlog.get_logger(__name__)
 
-DEDUPE_HEADER = "dedupe"  # whose caller gave the id
-REPLAY_HEADER = ("replay", b"1")  # from the spool
 REQUEST_TIMEOUT_MS = 10_000  # a broker that hangs is given up on, and asked again, after that
 START_S_MAX = 2.0
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_BACKOFF_S = (0.2, 5.0)
 LEADER_RETRY_S = 0.1
 TURNS_MAX = 12  # of the event loop, that a batch waits for more
-
-
-T = TypeVar("T")
-
-
-class Outcome(enum.Enum):
-    """What became of a batch. Only DELIVERED may be answered with 200."""
-
-    DELIVERED = "delivered"
-    FAILED = "failed"
-    EXPIRED = "expired"  # never sent: it will not arrive
-    IN_DOUBT = "in_doubt"  # sent, and no answer in time: it may still arrive
-
-
-class Lane(NamedTuple):
-    """Where records wait: for one partition, or (None) for whichever is free."""
-
-    topic: str
-    partition: int | None
-
-
-class PublisherRefusal(Exception):
-    """The record was not taken: nothing of it is anywhere. `reason` is stable."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class SharedFuture(asyncio.Future[T]):
-    """Awaited by many: one who is cancelled leaves it alone, and learns of it once the others have their answer.
-
-    `asyncio.shield` is for that, too, and costs each who waits more than all the rest of waiting.
-    """
-
-    def cancel(self, msg: object = None) -> bool:
-        return False
-
-
-class Batch:
-    """Records of one topic that leave together.
-
-    `outcome` is there within the deadline. `final` is Kafka's own answer, or that there will be none: it comes with the
-    outcome, or after an IN_DOUBT. `durable` is what the records' callers wait on: where the records are, or why they
-    are nowhere. Whoever listens to `KafkaPublisher.settled` says so.
-    """
-
-    __slots__ = (
-        "builder",
-        "bytes",
-        "durable",
-        "final",
-        "lane",
-        "opened_at",
-        "outcome",
-        "partition",
-        "records",
-        "replay",
-        "sent",
-        "timer",
-    )
-
-    def __init__(self, lane: Lane, replay: bool, builder: RecordBuilder, loop: asyncio.AbstractEventLoop) -> None:
-        self.lane = lane
-        self.replay = replay
-        self.builder = builder
-        self.records: list[Record] = []
-        self.bytes = 0
-        self.opened_at = loop.time()
-        self.outcome: SharedFuture[Outcome] = SharedFuture(loop=loop)
-        self.durable: SharedFuture[Durability | PublisherRefusal | SpoolRefusal] = SharedFuture(loop=loop)
-        self.final: asyncio.Future[Outcome] = loop.create_future()
-        self.partition = lane.partition
-        self.sent = False
-        self.timer: asyncio.TimerHandle | None = None
-
-    @property
-    def topic(self) -> str:
-        return self.lane.topic
-
-    def settle(self, outcome: Outcome) -> bool:
-        """Unless it has its outcome. A result, not an exception: one exception object raised in a thousand callers
-        would collect a thousand tracebacks."""
-        if self.timer is not None:
-            self.timer.cancel()
-        if self.outcome.done():
-            return False
-        self.outcome.set_result(outcome)
-        return True
 
 
 class KafkaPublisher:
@@ -187,11 +95,11 @@ class KafkaPublisher:
         if waiting is None:
             waiting = self._waiting[Lane(record.topic, partition)] = deque()
         batch = waiting[-1] if waiting else None
-        if batch is None or batch.replay is not replay or not _append(batch, record):
+        if batch is None or batch.replay is not replay or not batch.append(record):
             if size > self._batch_bytes_max:
                 raise PublisherRefusal("record_too_large", "The record is larger than a batch may be")
             batch = Batch(Lane(record.topic, partition), replay, producer.create_batch(), self._loop)
-            _append(batch, record)
+            batch.append(record)
             batch.timer = self._loop.call_later(self._deadline_s, self._expire, batch)
             waiting.append(batch)
             self._dispatch_soon()
@@ -412,19 +320,11 @@ class KafkaPublisher:
         self._dispatch_soon()
 
 
-def _append(batch: Batch, record: Record) -> bool:
-    """Whether there was room."""
-    headers = [] if record.scope is None else [(DEDUPE_HEADER, record.scope)]
-    if batch.replay:
-        headers.append(REPLAY_HEADER)
-    return batch.builder.extend((record,), headers) == 1
-
-
 def _partition_of_key(producer: DirectProducer, record: Record) -> int:
-    partitions = sorted(producer.client.cluster.partitions_for_topic(record.topic) or ())
+    partitions = producer.client.cluster.partitions_for_topic(record.topic)
     if not partitions:
         raise PublisherRefusal("kafka_unavailable", "Kafka does not know the topic")
-    return partition_of(record.key, partitions)
+    return (murmur2(record.key) & 0x7FFFFFFF) % len(partitions)  # Kafka counts them from 0, without a gap
 
 
 async def _close(producer: DirectProducer, timeout_s: float) -> None:

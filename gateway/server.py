@@ -19,12 +19,12 @@ import math
 import re
 from collections import deque
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from gateway import scopes
 from gateway.asgi import JSON, SAME_HEAD, WHOLE, Header
 from gateway.connections import shared_by
 from gateway.errors import BadRequest, GatewayError, HeadTooLarge, RequestTimeout, Unavailable
@@ -71,23 +71,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
-        peer, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self._scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "server": (str(here[0]), int(here[1])) if here else None,
-            "client": (str(peer[0]), int(peer[1])) if peer else None,
-            "scheme": "http",
-            "root_path": "",
-            "extensions": {WHOLE: {}, SAME_HEAD: self._repetition.offer},
-            # Of each request. That the names are there makes a copy that need not grow.
-            "method": "",
-            "path": "",
-            "raw_path": b"",
-            "query_string": b"",
-            "headers": [],
-        }
+        self._scope = scopes.of_connection(transport, {WHOLE: {}, SAME_HEAD: self._repetition.offer})
         self._state.connections.add(self)  # type: ignore[arg-type]
         self._deadline = self._loop.time() + REQUEST_S_MAX
         self._set_timer(self._loop.time())
@@ -185,22 +169,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if length > HEAD_BYTES_MAX:
                 raise HeadTooLarge(HEAD_BYTES_MAX)
         parser = self._parser
-        path, query = self._url, b""
-        if not path.startswith(b"/") or b"#" in path:
-            url = httptools.parse_url(path)
-            path, query = url.path or b"/", url.query or b""
-        elif b"?" in path:
-            path, _, query = path.partition(b"?")
-        scope = self._scope.copy()
-        scope["method"] = parser.get_method().decode("ascii")
-        text = path.decode("ascii")
-        scope["path"] = unquote(text) if "%" in text else text
-        scope["raw_path"] = path
-        scope["query_string"] = query
-        scope["headers"] = self._headers
         version = parser.get_http_version()
-        if version != "1.1":
-            scope["http_version"] = version
+        scope = scopes.of_request(self._scope, parser.get_method(), self._url, version, self._headers)
         self._arriving = exchange = Exchange(self, scope, version != "1.0" and parser.should_keep_alive())
         if self._running is None and not self._waiting and not self._writing_held:
             self._start(exchange)

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry
 
 from gateway import app as composition
 from gateway.asgi import ASGIApp
+from gateway.kafka_batch import PublisherRefusal
 from gateway.metrics import Metrics
-from gateway.publisher import PublisherRefusal
 from gateway.record import Durability, Record
 from gateway.registry import Registry, RegistryFile
 from gateway.settings import GatewaySettings

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.publisher import PublisherRefusal
+from gateway.kafka_batch import PublisherRefusal
 from gateway.record import Durability
 from gateway.spool import SpoolRefusal
 from schemas.batches import of_event

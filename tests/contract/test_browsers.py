@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import pytest
 
-from gateway.publisher import PublisherRefusal
+from gateway.kafka_batch import PublisherRefusal
 from tests.contract.browser import MISSING, browser, listening
 from tests.contract.gateway_under_test import (
     APP_PATH,

@@ -13,7 +13,7 @@ import structlog
 
 from gateway import endpoints
 from gateway.asgi import ASGIApp
-from gateway.publisher import PublisherRefusal
+from gateway.kafka_batch import PublisherRefusal
 from gateway.record import Durability
 from gateway.settings import GatewaySettings
 from gateway.spool import SpoolRefusal

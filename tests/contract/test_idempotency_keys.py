@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.publisher import PublisherRefusal
+from gateway.kafka_batch import PublisherRefusal
 from tests.contract.gateway_under_test import (
     ENDPOINTS,
     FORMS,

@@ -22,9 +22,10 @@ from prometheus_client import CollectorRegistry
 from gateway import app as composition
 from gateway import publisher as publisher_module
 from gateway.asgi import SAME_HEAD, ASGIApp, Receive, Respond, SameHead, Scope, Send
+from gateway.kafka_batch import PublisherRefusal
 from gateway.metrics import Metrics
 from gateway.outbox import KafkaOutbox
-from gateway.publisher import KafkaPublisher, PublisherRefusal
+from gateway.publisher import KafkaPublisher
 from gateway.record import Durability, Record
 from gateway.registry import Registry
 from gateway.settings import GatewaySettings

@@ -46,8 +46,9 @@ from prometheus_client import CollectorRegistry
 
 from gateway import direct_producer
 from gateway.direct_producer import DirectProducer
+from gateway.kafka_batch import Outcome
 from gateway.metrics import Metrics
-from gateway.publisher import KafkaPublisher, Outcome
+from gateway.publisher import KafkaPublisher
 from gateway.record import Record
 from tests.unit.scripted_kafka import (
     METADATA_S,

@@ -14,9 +14,10 @@ from prometheus_client import CollectorRegistry
 
 from gateway import publisher as publisher_module
 from gateway.breaker import CONSECUTIVE_MAX, COOL_DOWN_S
+from gateway.kafka_batch import PublisherRefusal
 from gateway.metrics import Metrics
 from gateway.outbox import REPLAY_IDLE_S, SPOOL_TIMEOUT_S, KafkaOutbox, Refusal
-from gateway.publisher import KafkaPublisher, PublisherRefusal
+from gateway.publisher import KafkaPublisher
 from gateway.record import Durability, Record
 from gateway.spool import SpoolRefusal
 from tests.unit.fake_kafka import FakeKafka, Flight

@@ -23,16 +23,9 @@ from aiokafka.partitioner import murmur2
 from prometheus_client import CollectorRegistry
 
 from gateway import publisher as publisher_module
+from gateway.kafka_batch import Batch, Outcome, PublisherRefusal
 from gateway.metrics import Metrics
-from gateway.publisher import (
-    CONNECT_TIMEOUT_S,
-    LEADER_RETRY_S,
-    START_S_MAX,
-    Batch,
-    KafkaPublisher,
-    Outcome,
-    PublisherRefusal,
-)
+from gateway.publisher import CONNECT_TIMEOUT_S, LEADER_RETRY_S, START_S_MAX, KafkaPublisher
 from gateway.record import OVERHEAD_BYTES, Record
 from gateway.settings import GatewaySettings
 from schemas.streams import APP_INTERACTIONS
