@@ -324,7 +324,7 @@ def _partition_of_key(producer: DirectProducer, record: Record) -> int:
     partitions = producer.client.cluster.partitions_for_topic(record.topic)
     if not partitions:
         raise PublisherRefusal("kafka_unavailable", "Kafka does not know the topic")
-    return (murmur2(record.key) & 0x7FFFFFFF) % len(partitions)  # Kafka counts them from 0, without a gap
+    return int((murmur2(record.key) & 0x7FFFFFFF) % len(partitions))  # Kafka counts them from 0, without a gap
 
 
 async def _close(producer: DirectProducer, timeout_s: float) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from deploy.local.process import Failure
 from tests.bench import machine, report
 from tests.bench.bench import Bench, Options
-from tests.bench.cores import one_core_each, pinned
+from tests.bench.cores import NICE, come_first, one_core_each, pinned
 from tests.bench.load.closed_loop import has_wrk
 from tests.bench.progress import Bars
 from tests.bench.results import Result, load_all
@@ -89,6 +89,8 @@ def _options(args: argparse.Namespace) -> Options:
 def _measure(scenarios: Sequence[Scenario], options: Options, results_dir: Path, bars: Bars) -> int:
     """0 if all could be measured. What fails is said, and the others go on."""
     bench = Bench(options, DIRECTORY.absolute(), bars)
+    if come_first() > NICE:
+        bars.warn("Not run as root: what else the machine does comes into the latencies")
     if not has_wrk():
         bars.warn("wrk is not installed: a load generator in Python takes its place, which saturates less")
     status = 0

@@ -31,7 +31,8 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """`load` is the average over a minute, at the start; `commit` ends with + where files have been changed since."""
+    """`load` is the average over a minute, at the start; `nice` that of all that runs; `commit` ends with + where files
+    have been changed since."""
 
     cpu: str
     cores: int
@@ -41,6 +42,7 @@ class Machine:
     versions: dict[str, str]
     commit: str
     load: float
+    nice: int
     time: str
 
     @property
@@ -73,6 +75,7 @@ def describe(cores: int) -> Machine:
         versions=versions,
         commit=commit + ("+" if commit and _output("git", "--no-optional-locks", "status", "--porcelain") else ""),
         load=round(os.getloadavg()[0], 2),
+        nice=os.getpriority(os.PRIO_PROCESS, 0),
         time=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

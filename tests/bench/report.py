@@ -42,7 +42,7 @@ def machine_sentence(result: Result) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, Linux {machine['kernel']}, "
-        f"Python {machine['python']}, {versions}.\n"
+        f"nice {machine['nice']}, Python {machine['python']}, {versions}.\n"
     )
 
 

@@ -29,7 +29,7 @@ STAT = (
     "0 0 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0"
 )
 CORE_STAT = "cpu  30 3 12 500 1 0 9 0 0 0\ncpu0 10 1 4 250 0 0 4 0 0 0\ncpu1 20 2 8 250 1 0 5 0 0 0\nintr 1 2 3\n"
-MACHINE = Machine("Some CPU", 2, 8, "6.1", "3.11.7", {"uvicorn": "0.54.0"}, "abc1234", 0.1, "2026-11-22 10:00 UTC")
+MACHINE = Machine("Some CPU", 2, 8, "6.1", "3.11.7", {"uvicorn": "0.54.0"}, "abc1234", 0.1, -20, "2026-11-22 10:00 UTC")
 
 
 class TestFigures:
