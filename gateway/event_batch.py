@@ -7,19 +7,22 @@ caller may not send, is an error of the whole request.
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 from gateway import answers, event_ids
 from gateway.asgi import Receive
 from gateway.body import ClientDisconnected, is_ndjson, read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
-from gateway.intake import Sender, prepare
+from gateway.intake import Sender, prepare, prepare_alike
 from gateway.outbox import Refusal
 from gateway.record import OVERHEAD_BYTES, Durability, Record
 from gateway.requests import Request
 from schemas.batches import Batch, TooManyEvents, of_event, parse_batch
 from schemas.search_sense import Warning
 from schemas.validation import Detail, Invalid
+
+_KEY, _VALUE = attrgetter("key"), attrgetter("value")
 
 TURN_EVENTS = 250  # after so many, other callers have their turn: a millisecond or two
 
@@ -31,11 +34,29 @@ class PreparedBatch:
     """What will be published of a batch, as `records` in the order of their events. By the index of its event: what is
     wrong with one that is `refused`, and the `warnings` about one that is good, if there are any."""
 
-    def __init__(self, events: int) -> None:
+    def __init__(self, events: int, record_bytes_max: int) -> None:
+        self._bytes_max = record_bytes_max - OVERHEAD_BYTES
         self.records: list[Record] = []
         self.refused: dict[int, list[Detail]] = {}
         self.warnings: dict[int, Sequence[Warning]] = {}
         self._events = events
+
+    def add(self, index: int, record: Record, warnings: Sequence[Warning]) -> None:
+        if len(record.key) + len(record.value) > self._bytes_max:
+            self.refused[index] = of_event(index, [_TOO_LARGE])
+            return
+        self.records.append(record)
+        if warnings:
+            self.warnings[index] = warnings
+
+    def add_all(self, first: int, records: Sequence[Record], warnings: Sequence[Sequence[Warning]]) -> None:
+        """From the index `first` on."""
+        largest = max(map(len, map(_KEY, records))) + max(map(len, map(_VALUE, records)))
+        if largest <= self._bytes_max and not any(warnings):
+            self.records += records
+            return
+        for index, (record, its_warnings) in enumerate(zip(records, warnings, strict=True), first):
+            self.add(index, record, its_warnings)
 
     def good(self) -> Iterator[tuple[int, Record, Sequence[Warning]]]:
         """Index, record and warnings of each that is."""
@@ -88,33 +109,42 @@ class EventBatch(Endpoint):
 
     async def _prepare(self, request: Request, sender: Sender, batch: Batch, key: str | None) -> PreparedBatch:
         stream, received_ms = self.stream, request.received_ms
-        check, bytes_max = stream.layouts.check, self.services.limits.record_bytes_max - OVERHEAD_BYTES
-        timestamp, sent_at = batch.timestamp, batch.sent_at
         head = stream.head(sender.caller.name, received_ms, sender.context)
-        new_id = event_ids.many().__next__
+        new_ids = event_ids.many()
         names = None if key is None else event_ids.Derived(key)
-        prepared = PreparedBatch(len(batch.events))
-        for index, event in enumerate(batch.events):
-            if index and index % TURN_EVENTS == 0:
+        is_plain = key is None and batch.timestamp is None and batch.sent_at is None
+        prepared = PreparedBatch(len(batch.events), self.services.limits.record_bytes_max)
+        for first in range(0, len(batch.events), TURN_EVENTS):
+            if first:
                 await asyncio.sleep(0)
-            try:
-                if isinstance(event, Invalid):
-                    raise event
-                layout = check(event)
-                # An event's own id is nearer to it than the request's.
-                event_id = None if names is None or event_ids.is_id(event.get("event_id")) else names.of(event)
-                record, warnings = prepare(
-                    stream, sender, event, received_ms, event_id, timestamp, sent_at, layout, head, new_id
-                )
-            except Invalid as invalid:
-                prepared.refused[index] = of_event(index, invalid.detail)
+            events = batch.events[first : first + TURN_EVENTS]
+            alike = prepare_alike(stream, sender, events, received_ms, head, new_ids) if is_plain else None
+            if alike is not None:
+                prepared.add_all(first, *alike)
                 continue
-            if len(record.key) + len(record.value) > bytes_max:
-                prepared.refused[index] = of_event(index, [_TOO_LARGE])
-                continue
-            prepared.records.append(record)
-            if warnings:
-                prepared.warnings[index] = warnings
+            for index, event in enumerate(events, first):
+                try:
+                    if isinstance(event, Invalid):
+                        raise event
+                    layout = stream.layouts.check(event)
+                    # An event's own id is nearer to it than the request's.
+                    event_id = None if names is None or event_ids.is_id(event.get("event_id")) else names.of(event)
+                    record, warnings = prepare(
+                        stream,
+                        sender,
+                        event,
+                        received_ms,
+                        event_id,
+                        batch.timestamp,
+                        batch.sent_at,
+                        layout,
+                        head,
+                        new_ids.__next__,
+                    )
+                except Invalid as invalid:
+                    prepared.refused[index] = of_event(index, invalid.detail)
+                else:
+                    prepared.add(index, record, warnings)
         batch.events.clear()  # what is next is made where they were, which the processor's cache still has
         return prepared
 

@@ -1,6 +1,8 @@
 """From a checked event to its record: its id, its times, what is kept of its sender, and what is odd about it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice, repeat
 from typing import Any, NamedTuple
 
 from gateway import clock, event_ids
@@ -9,7 +11,7 @@ from gateway.record import Record
 from schemas.layouts import Layout
 from schemas.search_sense import Warning
 from schemas.streams import Stream
-from schemas.validation import dumps
+from schemas.validation import Invalid, dumps
 
 _NO_ID = Warning("event_id_invalid", ("event_id",), f"Not taken for the event's id, which is {event_ids.RULE}")
 _NO_TIME = {
@@ -77,3 +79,27 @@ def prepare(
     value = stream.row(event, key, head, layout)
     # At half the cost of Record(...).
     return tuple.__new__(Record, (stream.name, None, key, value, received_ms, scope)), warnings
+
+
+def prepare_alike(
+    stream: Stream, sender: Sender, events: Sequence[Any], received_ms: int, head: bytes, new_ids: Iterator[bytes]
+) -> tuple[list[Record], list[Sequence[Warning]]] | None:
+    """What `prepare` makes of events that are not checked yet, at a third less: all have the same names, and none says
+    anything of its id, its time or its session that is not simply kept. None, and the events are as they were, where
+    that is not so, or one of them may be wrong."""
+    if sender.is_anonymous or sender.caller.session_id:
+        return None
+    layout = stream.layouts.check_alike(events)
+    if layout is None or not layout.is_plain:
+        return None
+    warnings: list[Sequence[Warning]] = list(map(stream.warnings, events))
+    keys = list(islice(new_ids, len(events)))
+    try:
+        values = stream.rows(events, keys, head, layout)
+    except Invalid:
+        return None
+    columns = zip(repeat(stream.name), repeat(None), keys, values, repeat(received_ms), repeat(None), strict=False)
+    return list(map(_new_record, columns)), warnings
+
+
+_new_record = partial(tuple.__new__, Record)  # half the cost of Record(...)

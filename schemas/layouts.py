@@ -7,7 +7,7 @@ Limits: LAYOUTS_MAX lists of NAMES_MAX names of NAMES_CHARS_MAX together are rem
 worst 5 MB a contract. There is one validator for each set of fields, some hundreds at worst.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import filterfalse
 from operator import itemgetter
@@ -23,14 +23,19 @@ LAYOUTS_MAX = 512
 NAMES_MAX = 64
 NAMES_CHARS_MAX = 1_024
 
+READ_BY_GATEWAY = frozenset({"event_id", "timestamp", "sent_at"})
+"""Names of `extra` that say more than what is kept of them."""
+
 
 class Layout(NamedTuple):
     """`values` of an event are those of its fields; `look_at` raises ValidationError unless all of them are right.
-    `unknown` are the names that the contract does not have, in the event's order."""
+    `unknown` are the names that the contract does not have, in the event's order; `is_plain` if none of them is one
+    that the gateway reads."""
 
     values: Callable[[dict[str, Any]], Any]
     look_at: Callable[[Any], object]
     unknown: tuple[str, ...]
+    is_plain: bool
 
 
 class Layouts:
@@ -57,10 +62,23 @@ class Layouts:
         what it costs to make a model of them; what is wrong is for the model to say.
         """
         try:
-            layout = values, look_at, _ = self._known[tuple(value)]
+            layout = values, look_at, _, _ = self._known[tuple(value)]
             look_at(values(value))
         except (KeyError, TypeError, ValidationError):  # names not seen before, no object, or wrong
             layout = self._check_anew(value)
+        return layout
+
+    def check_alike(self, values: Sequence[Any]) -> Layout | None:
+        """As `check`, of many at once. None, if not all of them have the same names, or one may be wrong: then each is
+        to be checked."""
+        try:
+            layout = self._known[tuple(values[0])]
+            if len(set(map(tuple, values))) > 1:
+                return None
+            for _ in map(layout.look_at, map(layout.values, values)):
+                pass
+        except (KeyError, TypeError, ValidationError):
+            return None
         return layout
 
     def of(self, event: dict[str, Any]) -> Layout:
@@ -71,7 +89,7 @@ class Layouts:
             model_fields = self._model.model_fields
             fields = tuple(name for name in model_fields if name in event)
             unknown = tuple(filterfalse(model_fields.__contains__, names))
-            layout = Layout(itemgetter(*fields), self._validator(fields), unknown)
+            layout = Layout(itemgetter(*fields), self._validator(fields), unknown, READ_BY_GATEWAY.isdisjoint(unknown))
             if self._has_required(event) and len(names) <= NAMES_MAX and sum(map(len, names)) <= NAMES_CHARS_MAX:
                 if len(self._known) >= LAYOUTS_MAX:
                     self._known.clear()
