@@ -22,12 +22,10 @@ from schemas.batches import Batch, TooManyEvents, of_event, parse_batch
 from schemas.search_sense import Warning
 from schemas.validation import Detail, Invalid
 
-_KEY, _VALUE = attrgetter("key"), attrgetter("value")
-
 TURN_EVENTS = 250  # after so many, other callers have their turn: a millisecond or two
 
-
 _TOO_LARGE: Detail = {"loc": ["body"], "msg": "The event is too large", "type": "event_too_large"}
+_KEY, _VALUE = attrgetter("key"), attrgetter("value")
 
 
 class PreparedBatch:
@@ -35,14 +33,14 @@ class PreparedBatch:
     wrong with one that is `refused`, and the `warnings` about one that is good, if there are any."""
 
     def __init__(self, events: int, record_bytes_max: int) -> None:
-        self._bytes_max = record_bytes_max - OVERHEAD_BYTES
+        self._record_bytes_max = record_bytes_max
         self.records: list[Record] = []
         self.refused: dict[int, list[Detail]] = {}
         self.warnings: dict[int, Sequence[Warning]] = {}
         self._events = events
 
     def add(self, index: int, record: Record, warnings: Sequence[Warning]) -> None:
-        if len(record.key) + len(record.value) > self._bytes_max:
+        if record.bytes > self._record_bytes_max:
             self.refused[index] = of_event(index, [_TOO_LARGE])
             return
         self.records.append(record)
@@ -51,8 +49,8 @@ class PreparedBatch:
 
     def add_all(self, first: int, records: Sequence[Record], warnings: Sequence[Sequence[Warning]]) -> None:
         """From the index `first` on."""
-        largest = max(map(len, map(_KEY, records))) + max(map(len, map(_VALUE, records)))
-        if largest <= self._bytes_max and not any(warnings):
+        largest = max(map(len, map(_KEY, records))) + max(map(len, map(_VALUE, records))) + OVERHEAD_BYTES
+        if largest <= self._record_bytes_max and not any(warnings):
             self.records += records
             return
         for index, (record, its_warnings) in enumerate(zip(records, warnings, strict=True), first):

@@ -29,6 +29,8 @@ class Sender(NamedTuple):
     is_anonymous: bool
 
 
+_new_record = partial(tuple.__new__, Record)  # half the cost of Record(...)
+
 Prepared = tuple[Record, Sequence[Warning]]
 """A record, and what is odd about its event."""
 
@@ -77,8 +79,7 @@ def prepare(
     else:
         key, scope = event_id.encode(), caller.name.encode()
     value = stream.row(event, key, head, layout)
-    # At half the cost of Record(...).
-    return tuple.__new__(Record, (stream.name, None, key, value, received_ms, scope)), warnings
+    return _new_record((stream.name, None, key, value, received_ms, scope)), warnings
 
 
 def prepare_alike(
@@ -100,6 +101,3 @@ def prepare_alike(
         return None
     columns = zip(repeat(stream.name), repeat(None), keys, values, repeat(received_ms), repeat(None), strict=False)
     return list(map(_new_record, columns)), warnings
-
-
-_new_record = partial(tuple.__new__, Record)  # half the cost of Record(...)

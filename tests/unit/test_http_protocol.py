@@ -125,6 +125,11 @@ async def not_reading(scope: Scope, receive: Receive, send: Send) -> None:
     await answer_with(send, b"early")
 
 
+async def answering_at_length(scope: Scope, receive: Receive, send: Send) -> None:
+    """With more than a connection takes at once."""
+    await answer_with(send, bytes(100_000))
+
+
 class Slow:
     """Reads and answers with the request's path and body, as many requests as `let_go` has allowed."""
 
@@ -1151,10 +1156,7 @@ async def test_what_is_no_request_is_refused_behind_the_answers_before(server: S
 
 
 async def test_what_is_no_request_is_refused_when_the_answers_before_were_taken(server: Server) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer_with(send, bytes(100_000))
-
-    wire = server.connect(app)
+    wire = server.connect(answering_at_length)
     wire.takes_answers = False
     wire.send(GET * 5 + b"\0")
     await settled()
@@ -1354,10 +1356,7 @@ async def test_requests_that_wait_at_shutdown_are_all_answered(server: Server) -
 
 
 async def test_an_answer_that_nobody_takes_at_shutdown_is_given_up(server: Server) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer_with(send, bytes(100_000))
-
-    wire = server.connect(app)
+    wire = server.connect(answering_at_length)
     wire.takes_answers = False
     wire.send(GET + GET)
     await settled()
@@ -1509,10 +1508,7 @@ async def test_the_rest_of_a_body_that_was_answered_has_its_time_too(server: Ser
     ids=["1", "3", "3 and garbage", "3 and half a head", "2 and half a body", "2 and a last one", "last", "half"],
 )
 async def test_a_caller_that_takes_no_answer_is_given_up(server: Server, requests: bytes) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer_with(send, bytes(100_000))
-
-    wire = server.connect(app)
+    wire = server.connect(answering_at_length)
     wire.takes_answers = False
     wire.send(requests)
     await asyncio.sleep(2 * REQUEST_S_MAX + KEEP_ALIVE_S + 0.1)
@@ -1522,10 +1518,7 @@ async def test_a_caller_that_takes_no_answer_is_given_up(server: Server, request
 
 
 async def test_a_last_answer_may_be_taken_slowly(server: Server) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer_with(send, bytes(100_000))
-
-    wire = server.connect(app)
+    wire = server.connect(answering_at_length)
     wire.takes_answers = False
     wire.send(b"GET /a HTTP/1.0\r\n\r\n")
     await asyncio.sleep(REQUEST_S_MAX - 0.1)
