@@ -1,5 +1,6 @@
 """tests.bench: what of it is pure. Nothing is timed, and no server started."""
 
+import asyncio
 import math
 import os
 import sys
@@ -150,6 +151,25 @@ class TestSchedule:
     def test_percentiles_are_in_ms(self) -> None:
         found = open_loop.percentiles_ms([0.001] * 99 + [0.5])
         assert found == {"50": 1.0, "90": 1.0, "99": 1.0, "99.9": 500.0, "100": 500.0}
+
+
+class TestOpenLoop:
+    async def test_what_is_due_in_the_warm_up_is_sent_and_not_counted(self) -> None:
+        asked = 0
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            while await reader.read(1_000):
+                asked += 1
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            loop = open_loop.OpenLoop(Traffic("/p", [b"1"]), [0.001, 0.002, 0.011, 0.012, 0.013], warm_up_s=0.01)
+            await loop.run(server.sockets[0].getsockname()[1], connections=5)
+        assert asked == 5
+        assert (len(loop.latencies_s), len(loop.late_s)) == (3, 3)
+        assert (loop.refused, loop.unanswered) == (0, 0)
 
 
 class TestTraffic:

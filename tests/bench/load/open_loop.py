@@ -5,7 +5,8 @@ A latency runs from the time at which a request *should* have left to the end of
 requests that had to wait for a connection count with their wait (no coordinated omission). So does what the generator
 itself is late by; it reports that apart, and where its lateness is not small against the latencies, they are its own.
 
-`python -m tests.bench.load.open_loop TRAFFIC --port N --rate N --seconds S` prints one line of JSON.
+`python -m tests.bench.load.open_loop TRAFFIC --port N --rate N --seconds S` prints one line of JSON. With `--warm-up S`
+the same load goes before, uncounted: connections are new at the start, and both sides have just begun.
 """
 
 import argparse
@@ -37,7 +38,7 @@ PERCENTS = (50, 90, 99, 99.9, 100)
 
 @dataclass(frozen=True)
 class Latencies:
-    """ms by percent, of answers of 2xx; `late_ms` is what the generator itself was late by. `busy` is the share of
+    """ms by percent, of `answers` of 2xx; `late_ms` is what the generator itself was late by. `busy` is the share of
     its core that it took; `unanswered` were under way when it gave up waiting."""
 
     rate: float
@@ -65,20 +66,24 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
 
 
 class OpenLoop:
-    """One run. `accepted` collects what a caller of a gateway has in hand: when, and the answer."""
+    """One run. What is due before `warm_up_s` is sent like the rest, and not counted. `accepted` collects what a caller
+    of a gateway has in hand: when, and the answer."""
 
-    def __init__(self, traffic: Traffic, times: Sequence[float], *, keeps_answers: bool = False) -> None:
+    def __init__(
+        self, traffic: Traffic, times: Sequence[float], *, warm_up_s: float = 0.0, keeps_answers: bool = False
+    ) -> None:
         self.latencies_s = array("d")
         self.late_s = array("d")
         self.refused = 0
+        self.unanswered = len(times)
         self.accepted: list[tuple[float, bytes]] = []
         self._requests = traffic.requests()
         self._times = times
+        self._warm_up_s = warm_up_s
         self._keeps_answers = keeps_answers
         self._next = 0
         self._waiting: deque[float] = deque()
         self._idle: deque[Connection] = deque()
-        self._pending = len(times)
         self._is_over = asyncio.Event()
         self._is_broken = False
 
@@ -87,6 +92,7 @@ class OpenLoop:
         self._idle.extend(opened)
         self._timer = Timer(asyncio.get_running_loop(), self._leave)
         self._began_s = time.monotonic() + 0.05
+        self._counts_from_s = self._began_s + self._warm_up_s
         self._leave()
         span_s = self._times[-1] if self._times else 0.0
         try:
@@ -95,16 +101,12 @@ class OpenLoop:
         except TimeoutError:
             pass  # `unanswered` says so
         finally:
-            self._pending = 0
+            self._is_over.set()
             self._timer.close()
             for connection in opened:
                 connection.close()
         if self._is_broken:
             raise ConnectionError("the server has closed a connection")
-
-    @property
-    def unanswered(self) -> int:
-        return len(self._times) - len(self.latencies_s) - self.refused
 
     def _leave(self) -> None:
         """Everything whose time has come."""
@@ -115,7 +117,8 @@ class OpenLoop:
                 self._timer.set(max(due_s, now_s + WAKE_S))
                 return
             self._next += 1
-            self.late_s.append(now_s - due_s)
+            if due_s >= self._counts_from_s:
+                self.late_s.append(now_s - due_s)
             if self._idle:
                 self._send(self._idle.popleft(), due_s)
             else:
@@ -128,7 +131,8 @@ class OpenLoop:
     def _answered(self, connection: Connection, status: int, body: bytes) -> None:
         now_s = time.monotonic()
         if 200 <= status < 300:
-            self.latencies_s.append(now_s - connection.request)
+            if connection.request >= self._counts_from_s:
+                self.latencies_s.append(now_s - connection.request)
             if self._keeps_answers:
                 self.accepted.append((now_s, body))
         else:
@@ -137,18 +141,26 @@ class OpenLoop:
             self._send(connection, self._waiting.popleft())
         else:
             self._idle.append(connection)
-        self._pending -= 1
-        if not self._pending:
+        self.unanswered -= 1
+        if not self.unanswered:
             self._is_over.set()
 
     def _broken(self, _: Connection) -> None:
-        if self._pending:
+        if not self._is_over.is_set():
             self._is_broken = True
             self._is_over.set()
 
 
 def generator(
-    traffic: Traffic, directory: Path, port: int, rate: float, seconds: float, *, seed: int, answers: Path | None = None
+    traffic: Traffic,
+    directory: Path,
+    port: int,
+    rate: float,
+    seconds: float,
+    *,
+    seed: int,
+    warm_up_s: float = 0.0,
+    answers: Path | None = None,
 ) -> Process:
     """Not started; `latencies` reads what it has printed when it is over. With `answers`, a file of times (monotonic
     s) and event ids, one a line."""
@@ -156,10 +168,11 @@ def generator(
     saved = directory / "traffic.json"
     traffic.save(saved)
     options = ["--port", str(port), "--rate", str(rate), "--seconds", str(seconds), "--seed", str(seed)]
+    options += ["--warm-up", str(warm_up_s)]
     if answers is not None:
         options += ["--answers", str(answers)]
     command = [sys.executable, "-m", __name__, str(saved), *options]
-    start_s_max = seconds + LAST_ANSWER_S_MAX + 20
+    start_s_max = warm_up_s + seconds + LAST_ANSWER_S_MAX + 20
     return Process("open-loop", command, log_path=directory / "open-loop.log", start_s_max=start_s_max)
 
 
@@ -174,7 +187,8 @@ def latencies(generator: Process) -> Latencies:
 async def run(args: argparse.Namespace) -> Latencies:
     loop = OpenLoop(
         Traffic.load(args.traffic),
-        schedule(args.rate, args.seconds, args.seed),
+        schedule(args.rate, args.warm_up + args.seconds, args.seed),
+        warm_up_s=args.warm_up,
         keeps_answers=args.answers is not None,
     )
     began_s, began_cpu_s = time.monotonic(), time.process_time()
@@ -201,6 +215,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True, help="requests a second")
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--warm-up", type=float, default=0.0, help="seconds before these, not counted")
     parser.add_argument("--connections", type=int, default=CONNECTIONS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--answers", type=Path, help="a file for when each event was accepted")

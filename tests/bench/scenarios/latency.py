@@ -19,7 +19,9 @@ P99 = Measure("p99_ms", "p99 ms", 2)
 
 def latency(bench: Bench, result: Result) -> None:
     placement = cores.one_core_each(bench.cores)
-    result.setting = f"{placement.sentence} {bench.options.seconds:g} s at each rate."
+    result.setting = (
+        f"{placement.sentence} {bench.options.seconds:g} s at each rate, behind {bench.options.warm_up_s:g} s of it."
+    )
     contestants = [servers.sluice(SLUICE), *peers(bench, result)]
     with bench.stack("gateway-latency", placement) as stack:
         for server in bench.interleaved("gateway-latency", contestants, lambda server: server.name):
@@ -29,32 +31,34 @@ def latency(bench: Bench, result: Result) -> None:
 
 def _measure(bench: Bench, result: Result, server: Server, stack: Stack, placement: Placement) -> None:
     """The maximum by a closed loop, then both loads, all on one start of the server."""
-    seconds = bench.options.seconds
     with saturation.running(server, stack, placement) as (_, port):
         traffic = server.traffic()
         saturation.load(traffic, stack, placement, port, FEW, bench.options.warm_up_s)
-        answers = saturation.load(traffic, stack, placement, port, FEW, max(2.0, seconds / 2))
+        answers = saturation.load(traffic, stack, placement, port, FEW, max(2.0, bench.options.seconds / 2))
         maximum = answers.answers / answers.seconds
         for case, share in LOADS.items():
             done = result.find(server.name, case)
             # Run by run other arrivals, the same for all servers.
             seed = len(done.runs) if done else 0
-            figures = _latencies(result, server, stack, placement, port, maximum * share, seconds, seed)
+            figures = _latencies(bench, result, server, stack, placement, port, maximum * share, seed)
             result.add(server.name, case, {**figures, "maximum_per_s": maximum})
 
 
 def _latencies(
+    bench: Bench,
     result: Result,
     server: Server,
     stack: Stack,
     placement: Placement,
     port: int,
     rate: float,
-    seconds: float,
     seed: int,
 ) -> Figures:
+    seconds = bench.options.seconds
     directory = stack.data_dir / "load"
-    generator = open_loop.generator(server.traffic(), directory, port, rate, seconds, seed=seed)
+    generator = open_loop.generator(
+        server.traffic(), directory, port, rate, seconds, seed=seed, warm_up_s=bench.options.warm_up_s
+    )
     with pinned(placement.load):
         generator.run()
     found = open_loop.latencies(generator)
