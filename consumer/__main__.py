@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -32,14 +31,12 @@ from consumer.server import create_server
 from consumer.settings import ConsumerSettings
 from consumer.source import KafkaSource, KafkaUnavailable
 from consumer.warm_up import WarmUp
-from schemas import kafka, logs
+from schemas import kafka, logs, memory
 from schemas.streams import STREAMS
 
 log = structlog.get_logger(__name__)
 
 START_RETRY_S = 1.0
-GC_THRESHOLDS = (50_000, 20, 100)
-"""Records come and go by the hundred, and leave no cycles behind: to look for some took a third of the loop's time."""
 COMMAND_ERRORS = (
     GroupActive,
     IntentRefused,
@@ -95,8 +92,7 @@ async def run(settings: ConsumerSettings, _: argparse.Namespace) -> int:
     server = create_server(consumer, metrics, settings.metrics_host, settings.metrics_port)
     serving = asyncio.create_task(server.serve(), name="metrics-server")
     auditing = asyncio.create_task(AuditTimer(settings, clickhouse, metrics).run(), name="audit")
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    memory.settle()
     try:
         if await _start(source, consumer, stopping):
             consuming = asyncio.create_task(consumer.run(), name="consume")

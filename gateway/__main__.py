@@ -1,7 +1,6 @@
 """`python -m gateway` serves; `python -m gateway keys new` prints a fresh key and its hash."""
 
 import argparse
-import gc
 import os
 import signal
 import tempfile
@@ -14,9 +13,7 @@ from gateway.metrics import MULTIPROCESS_DIR
 from gateway.registry import RegistryError, key_digest, new_key
 from gateway.server import HttpProtocol
 from gateway.settings import GatewaySettings
-from schemas import kafka, logs
-
-GC_THRESHOLDS = (50_000, 20, 100)  # objects made and not freed; collections of the first, of the second generation
+from schemas import kafka, logs, memory
 
 
 def main() -> None:
@@ -76,11 +73,7 @@ def worker() -> ASGIApp:
     settings = GatewaySettings()  # `main` has checked it, and has warned of misspelt variables
     logs.configure(settings.log_level)
     app = create_app(settings)
-    # Hundreds of connections keep thousands of objects that a collection walks for nothing: what start-up made never
-    # goes, and what a request makes is freed by its counts. With 256 connections this is a fifth of an event's cost.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    memory.settle()
     return app
 
 
