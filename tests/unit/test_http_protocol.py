@@ -1269,6 +1269,29 @@ async def test_an_offer_to_upgrade_is_not_taken_and_the_body_is_there(
     assert not wire.closed
 
 
+@pytest.mark.parametrize("body", [BODY, b'{\r\n  "event_type": "click"\r\n}', b""], ids=["one line", "several", "none"])
+async def test_an_offer_to_upgrade_is_seen_wherever_the_body_before_it_was_cut(server: Server, body: bytes) -> None:
+    first = post(body)
+    second = post(BODY, headers=b"Connection: Upgrade\r\nUpgrade: h2c\r\n")
+    for position in range(1, len(first) + 1):
+        wire = server.connect(echo)
+        wire.send(first[:position])
+        await settled()
+        wire.send(first[position:] + second)
+        await settled()
+        assert [answer.body for answer in answers(wire.received)] == [body, BODY], position
+
+
+async def test_an_offer_to_upgrade_is_seen_in_a_segment_of_its_own(server: Server) -> None:
+    offer = b"\r\nUpgrade: h2c"
+    before, _, after = post(BODY, headers=b"Connection: Upgrade\r\nUpgrade: h2c\r\n").partition(offer)
+    wire = server.connect(echo)
+    for segment in (before, offer, after):
+        wire.send(segment)
+        await settled()
+    assert [answer.body for answer in answers(wire.received)] == [BODY]
+
+
 async def test_an_offer_to_upgrade_is_gone_and_nothing_else(server: Server) -> None:
     headers: list[Header] = []
 
