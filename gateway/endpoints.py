@@ -23,7 +23,7 @@ from gateway.intake import Sender
 from gateway.metrics import Metrics
 from gateway.outbox import Refusal
 from gateway.quotas import Limit, Quotas
-from gateway.record import Durability, Record
+from gateway.record import Durability, Record, Records
 from gateway.requests import Request
 from schemas.search_sense import Warning
 from schemas.streams import Stream
@@ -36,7 +36,7 @@ class Outbox(Protocol):
     """Makes records durable and says where, or why a record is nowhere; `publish_all` gives one result a record."""
 
     def publish(self, record: Record) -> asyncio.Future[Durability | Refusal]: ...
-    async def publish_all(self, records: Sequence[Record]) -> list[Durability | Refusal]: ...
+    async def publish_all(self, records: Records) -> list[Durability | Refusal]: ...
 
 
 @dataclass(frozen=True)

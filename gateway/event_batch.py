@@ -7,16 +7,15 @@ caller may not send, is an error of the whole request.
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 
 from gateway import answers, event_ids
 from gateway.asgi import Receive
 from gateway.body import ClientDisconnected, is_ndjson, read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
-from gateway.intake import Sender, prepare, prepare_alike
+from gateway.intake import PreparedAlike, Sender, prepare, prepare_alike
 from gateway.outbox import Refusal
-from gateway.record import OVERHEAD_BYTES, Durability, Record
+from gateway.record import OVERHEAD_BYTES, Durability, Record, Records
 from gateway.requests import Request
 from schemas.batches import Batch, TooManyEvents, of_event, parse_batch
 from schemas.search_sense import Warning
@@ -25,16 +24,15 @@ from schemas.validation import Detail, Invalid
 TURN_EVENTS = 250  # after so many, other callers have their turn: a millisecond or two
 
 _TOO_LARGE: Detail = {"loc": ["body"], "msg": "The event is too large", "type": "event_too_large"}
-_KEY, _VALUE = attrgetter("key"), attrgetter("value")
 
 
 class PreparedBatch:
-    """What will be published of a batch, as `records` in the order of their events. By the index of its event: what is
-    wrong with one that is `refused`, and the `warnings` about one that is good, if there are any."""
+    """What will be published of a batch of so many events, as `records` in their order. By the index of its event: what
+    is wrong with one that is `refused`, and the `warnings` about one that is good, if there are any."""
 
-    def __init__(self, events: int, record_bytes_max: int) -> None:
+    def __init__(self, events: int, records: Records, record_bytes_max: int) -> None:
         self._record_bytes_max = record_bytes_max
-        self.records: list[Record] = []
+        self.records = records
         self.refused: dict[int, list[Detail]] = {}
         self.warnings: dict[int, Sequence[Warning]] = {}
         self._events = events
@@ -47,14 +45,18 @@ class PreparedBatch:
         if warnings:
             self.warnings[index] = warnings
 
-    def add_all(self, first: int, records: Sequence[Record], warnings: Sequence[Sequence[Warning]]) -> None:
+    def add_all(self, first: int, alike: PreparedAlike) -> None:
         """From the index `first` on."""
-        largest = max(map(len, map(_KEY, records))) + max(map(len, map(_VALUE, records))) + OVERHEAD_BYTES
-        if largest <= self._record_bytes_max and not any(warnings):
-            self.records += records
+        keys, values, warnings = alike
+        largest = max(map(len, keys)) + max(map(len, values)) + OVERHEAD_BYTES
+        if largest > self._record_bytes_max:
+            records = self.records
+            for index, (key, value) in enumerate(zip(keys, values, strict=True), first):
+                record = Record(records.topic, None, key, value, records.timestamp_ms)
+                self.add(index, record, warnings[index - first] if warnings else ())
             return
-        for index, (record, its_warnings) in enumerate(zip(records, warnings, strict=True), first):
-            self.add(index, record, its_warnings)
+        self.records.extend(keys, values)
+        self.warnings.update((index, its) for index, its in enumerate(warnings, first) if its)
 
     def good(self) -> Iterator[tuple[int, Record, Sequence[Warning]]]:
         """Index, record and warnings of each that is."""
@@ -111,14 +113,15 @@ class EventBatch(Endpoint):
         new_ids = event_ids.many()
         names = None if key is None else event_ids.Derived(key)
         is_plain = key is None and batch.timestamp is None and batch.sent_at is None
-        prepared = PreparedBatch(len(batch.events), self.services.limits.record_bytes_max)
+        records = Records(stream.name, received_ms)
+        prepared = PreparedBatch(len(batch.events), records, self.services.limits.record_bytes_max)
         for first in range(0, len(batch.events), TURN_EVENTS):
             if first:
                 await asyncio.sleep(0)
             events = batch.events[first : first + TURN_EVENTS]
-            alike = prepare_alike(stream, sender, events, received_ms, head, new_ids) if is_plain else None
+            alike = prepare_alike(stream, sender, events, head, new_ids) if is_plain else None
             if alike is not None:
-                prepared.add_all(first, *alike)
+                prepared.add_all(first, alike)
                 continue
             for index, event in enumerate(events, first):
                 try:
@@ -152,7 +155,7 @@ class EventBatch(Endpoint):
         places = await self.services.outbox.publish_all(records) if records else []
         refusals: list[Refusal] = []
         if not events.refused and not events.warnings and places.count("kafka") == len(places):  # as is usual
-            results = answers.accepted_results([record.key for record in records], b"kafka")
+            results = answers.accepted_results(records.keys, b"kafka")
         else:
             refusals = [place for place in places if isinstance(place, Exception)]
             if refusals and len(refusals) == len(records):

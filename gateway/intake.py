@@ -1,8 +1,7 @@
 """From a checked event to its record: its id, its times, what is kept of its sender, and what is odd about it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any, NamedTuple
 
 from gateway import clock, event_ids
@@ -29,10 +28,11 @@ class Sender(NamedTuple):
     is_anonymous: bool
 
 
-_new_record = partial(tuple.__new__, Record)  # half the cost of Record(...)
-
 Prepared = tuple[Record, Sequence[Warning]]
 """A record, and what is odd about its event."""
+
+PreparedAlike = tuple[list[bytes], list[bytes], list[Sequence[Warning]]]
+"""The keys and the values of records, and what is odd about each of their events; empty if nothing is."""
 
 
 def prepare(
@@ -79,25 +79,26 @@ def prepare(
     else:
         key, scope = event_id.encode(), caller.name.encode()
     value = stream.row(event, key, head, layout)
-    return _new_record((stream.name, None, key, value, received_ms, scope)), warnings
+    # half the cost of Record(...)
+    return tuple.__new__(Record, (stream.name, None, key, value, received_ms, scope)), warnings
 
 
 def prepare_alike(
-    stream: Stream, sender: Sender, events: Sequence[Any], received_ms: int, head: bytes, new_ids: Iterator[bytes]
-) -> tuple[list[Record], list[Sequence[Warning]]] | None:
-    """What `prepare` makes of events that are not checked yet, at a third less: all have the same names, and none says
+    stream: Stream, sender: Sender, events: Sequence[Any], head: bytes, new_ids: Iterator[bytes]
+) -> PreparedAlike | None:
+    """What `prepare` makes of events that are not checked yet, at half the cost: all have the same names, and none says
     anything of its id, its time or its session that is not simply kept. None, and the events are as they were, where
     that is not so, or one of them may be wrong."""
     if sender.is_anonymous or sender.caller.session_id:
         return None
-    layout = stream.layouts.check_alike(events)
-    if layout is None or not layout.is_plain:
+    checked = stream.layouts.check_alike(events)
+    if checked is None or not checked[0].is_plain:
         return None
-    warnings: list[Sequence[Warning]] = list(map(stream.warnings, events))
+    layout, columns = checked
+    warnings: list[Sequence[Warning]] = list(map(stream.warnings, events)) if stream.may_warn(columns) else []
     keys = list(islice(new_ids, len(events)))
     try:
         values = stream.rows(events, keys, head, layout)
     except Invalid:
         return None
-    columns = zip(repeat(stream.name), repeat(None), keys, values, repeat(received_ms), repeat(None), strict=False)
-    return list(map(_new_record, columns)), warnings
+    return keys, values, warnings

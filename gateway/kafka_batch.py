@@ -5,7 +5,7 @@ import enum
 from typing import NamedTuple, TypeVar
 
 from gateway.direct_producer import RecordBuilder
-from gateway.record import Durability, Record
+from gateway.record import OVERHEAD_BYTES, Durability, Record, Records
 from gateway.spool import SpoolRefusal
 
 DEDUPE_HEADER = "dedupe"  # whose caller gave the id
@@ -49,7 +49,7 @@ class SharedFuture(asyncio.Future[T]):
 
 
 class Batch:
-    """Records of one topic that leave together.
+    """Records of one topic that leave together: `size` of them, and `bytes` in all.
 
     `outcome` is there within the deadline. `final` is Kafka's own answer, or that there will be none: it comes with the
     outcome, or after an IN_DOUBT. `durable` is what the records' callers wait on: where the records are, or why they
@@ -65,7 +65,6 @@ class Batch:
         "opened_at",
         "outcome",
         "partition",
-        "records",
         "replay",
         "sent",
         "timer",
@@ -75,7 +74,6 @@ class Batch:
         self.lane = lane
         self.replay = replay
         self.builder = builder
-        self.records: list[Record] = []
         self.bytes = 0
         self.opened_at = loop.time()
         self.outcome: SharedFuture[Outcome] = SharedFuture(loop=loop)
@@ -99,9 +97,32 @@ class Batch:
         self.outcome.set_result(outcome)
         return True
 
+    @property
+    def size(self) -> int:
+        return int(self.builder.record_count())
+
     def append(self, record: Record) -> bool:
         """Whether there was room."""
         headers = [] if record.scope is None else [(DEDUPE_HEADER, record.scope)]
         if self.replay:
             headers.append(REPLAY_HEADER)
-        return self.builder.extend((record,), headers) == 1
+        if not self.builder.extend((record.key,), (record.value,), record.timestamp_ms, headers):
+            return False
+        self.bytes += record.bytes
+        return True
+
+    def extend(self, records: Records, first: int) -> int:
+        """How many of these there was room for, from the index `first` on. They have ids of ours."""
+        keys, values = records.keys[first:], records.values[first:]
+        count = self.builder.extend(keys, values, records.timestamp_ms, [])
+        self.bytes += sum(map(len, keys[:count])) + sum(map(len, values[:count])) + count * OVERHEAD_BYTES
+        return count
+
+    def records(self) -> list[Record]:
+        """Read back from what leaves, or would have left: a thousand batches are delivered for one that must be kept,
+        and what nobody keeps is made of memory that the processor's cache still has. No more can be appended."""
+        topic, partition = self.topic, self.partition
+        return [
+            Record(topic, partition, key, value, timestamp_ms, dict(headers).get(DEDUPE_HEADER))
+            for key, value, timestamp_ms, headers in self.builder.read()
+        ]

@@ -19,7 +19,7 @@ import structlog
 from gateway.breaker import Breaker
 from gateway.kafka_batch import Batch, Outcome, PublisherRefusal
 from gateway.metrics import Metrics
-from gateway.record import Durability, Record
+from gateway.record import Durability, Record, Records
 from gateway.spool import Spool, SpoolRefusal
 
 log = structlog.get_logger(__name__)
@@ -33,15 +33,15 @@ Refusal = PublisherRefusal | SpoolRefusal
 
 
 class Publisher(Protocol):
-    """Takes records. `publish` raises PublisherRefusal when it cannot, `publish_all` says so of each, up to one for
-    which there is no Kafka; the batch tells what became of it."""
+    """Takes records. `publish` raises PublisherRefusal when it cannot, `publish_all` says so of so many one behind the
+    other, up to one for which there is no Kafka; the batch tells what became of it."""
 
     unready_reason: str | None
 
     async def start(self) -> None: ...
     async def stop(self, deadline_s: float) -> None: ...
     def publish(self, record: Record, *, replay: bool = False) -> Batch: ...
-    def publish_all(self, records: Sequence[Record]) -> list[Batch | PublisherRefusal]: ...
+    def publish_all(self, records: Records) -> list[tuple[Batch | PublisherRefusal, int]]: ...
 
 
 class KafkaOutbox:
@@ -107,25 +107,23 @@ class KafkaOutbox:
                 self._breaker.record(False, self._loop.time())
         return asyncio.shield(self._spool_soon([record]))
 
-    async def publish_all(self, records: Sequence[Record]) -> list[Durability | Refusal]:
-        """What `publish` would have said of each, for records of one topic: one wait a batch, not one a record."""
-        places: list[Batch | PublisherRefusal | None] = []
+    async def publish_all(self, records: Records) -> list[Durability | Refusal]:
+        """What `publish` would have said of each: one wait a batch, not one a record."""
+        places: list[tuple[Batch | PublisherRefusal, int]] = []
         if self._breaker.admits(self._loop.time()):
-            places += self._publisher.publish_all(records)
-            if isinstance(places[-1], PublisherRefusal) and places[-1].reason == "kafka_unavailable":
+            places = self._publisher.publish_all(records)
+            last, _ = places[-1]
+            if isinstance(last, PublisherRefusal) and last.reason == "kafka_unavailable":
                 self._breaker.record(False, self._loop.time())
                 places.pop()
-        spooled = records[len(places) :]
-        places += [None] * len(spooled)
-        results: dict[Batch | PublisherRefusal | None, Durability | Refusal] = {}
-        if spooled:
-            results[None] = await asyncio.shield(self._spool_soon(spooled))
-        for place in dict.fromkeys(places):
-            if isinstance(place, Batch):
-                results[place] = await place.durable
-            elif place is not None:
-                results[place] = place
-        return list(map(results.__getitem__, places))
+        spooled = records.since(sum(count for _, count in places))
+        spooling = self._spool_soon(spooled) if spooled else None
+        results: list[Durability | Refusal] = []
+        for place, count in places:
+            results += [await place.durable if isinstance(place, Batch) else place] * count
+        if spooling is not None:
+            results += [await asyncio.shield(spooling)] * len(spooled)
+        return results
 
     def _known(self, refusal: Refusal) -> asyncio.Future[Durability | Refusal]:
         future: asyncio.Future[Durability | Refusal] = self._loop.create_future()
@@ -139,10 +137,10 @@ class KafkaOutbox:
         if batch.replay:
             return
         if outcome is Outcome.DELIVERED:
-            self._metrics.accepted(batch.topic, "kafka", len(batch.records))
+            self._metrics.accepted(batch.topic, "kafka", batch.size)
             batch.durable.set_result("kafka")
         else:
-            records = [record._replace(partition=batch.partition) for record in batch.records]
+            records = batch.records()
             if not batch.final.done():  # it may still come
                 self._hold(batch, records)
             self._spool_soon(records).add_done_callback(lambda task: batch.durable.set_result(task.result()))

@@ -12,7 +12,7 @@ hangs holds up one batch of each of its partitions and nothing else.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
@@ -23,7 +23,7 @@ from aiokafka.partitioner import murmur2
 from gateway.direct_producer import DirectProducer
 from gateway.kafka_batch import Batch, Lane, Outcome, PublisherRefusal
 from gateway.metrics import Metrics
-from gateway.record import OVERHEAD_BYTES, Record
+from gateway.record import Record, Records
 
 log = structlog.get_logger(__name__)
 
@@ -103,42 +103,30 @@ class KafkaPublisher:
             batch.timer = self._loop.call_later(self._deadline_s, self._expire, batch)
             waiting.append(batch)
             self._dispatch_soon()
-        batch.records.append(record)
-        batch.bytes += size
         self._pending_bytes += size
         return batch
 
-    def publish_all(self, records: Sequence[Record]) -> list[Batch | PublisherRefusal]:
-        """What `publish` says of each in turn, up to one for which there is no Kafka: there would be none for the next.
-
-        They are of one topic. If there is room for all, and all may go anywhere, only the first in each batch costs as
-        much as alone.
-        """
-        _, partitions, keys, values, _, scopes = zip(*records, strict=True)
-        left = sum(map(len, keys)) + sum(map(len, values)) + len(records) * OVERHEAD_BYTES
-        together = not any(scopes) and partitions.count(None) == len(records)
-        together = together and self._pending_bytes + left <= self._pending_bytes_max
-        places: list[Batch | PublisherRefusal] = []
-        while len(places) < len(records):
-            record = records[len(places)]
-            left -= record.bytes
+    def publish_all(self, records: Records) -> list[tuple[Batch | PublisherRefusal, int]]:
+        """What `publish` says of them in turn, and of how many, up to one for which there is no Kafka: there would be
+        none for the next. If there is room for all, only the first in each batch costs as much as alone."""
+        together = not records.scopes and self._pending_bytes + records.bytes <= self._pending_bytes_max
+        places: list[tuple[Batch | PublisherRefusal, int]] = []
+        at = 0
+        while at < len(records):
+            count = 1
             try:
-                batch = self.publish(record)
+                batch = self.publish(records[at])
             except PublisherRefusal as refusal:
-                places.append(refusal)
+                places.append((refusal, count))
                 if refusal.reason == "kafka_unavailable":
                     break
-                continue
-            places.append(batch)
-            if together:
-                rest = records[len(places) :]
-                added = rest[: batch.builder.extend(rest, [])]
-                size = left if len(added) == len(rest) else sum(record.bytes for record in added)
-                batch.records += added
-                batch.bytes += size
-                self._pending_bytes += size
-                left -= size
-                places += [batch] * len(added)
+            else:
+                if together:
+                    before = batch.bytes
+                    count += batch.extend(records, at + 1)
+                    self._pending_bytes += batch.bytes - before
+                places.append((batch, count))
+            at += count
         return places
 
     async def stop(self, deadline_s: float) -> None:
@@ -229,6 +217,9 @@ class KafkaPublisher:
         """One batch, until Kafka has answered, however late."""
         outcome = Outcome.FAILED
         try:
+            if batch.outcome.done():  # its deadline came just before us, and what was in it is elsewhere
+                outcome = Outcome.EXPIRED
+                return
             await producer.send_to(broker, partition, batch.builder)
             outcome = Outcome.DELIVERED
         except (KafkaError, OSError) as error:
@@ -263,7 +254,7 @@ class KafkaPublisher:
 
     def _settle(self, batch: Batch, outcome: Outcome) -> None:
         if batch.settle(outcome):
-            self._metrics.batch(batch.topic, outcome.value, len(batch.records), self._loop.time() - batch.opened_at)
+            self._metrics.batch(batch.topic, outcome.value, batch.size, self._loop.time() - batch.opened_at)
             self.settled(batch, outcome)
 
     def _replace(self, producer: DirectProducer) -> None:

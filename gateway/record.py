@@ -1,5 +1,6 @@
-"""What the gateway hands on: one Kafka record."""
+"""What the gateway hands on: Kafka records, one or those of a request."""
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 OVERHEAD_BYTES = 100  # what a record costs beyond its key and value, in Kafka or in the spool, generously
@@ -23,3 +24,47 @@ class Record(NamedTuple):
     @property
     def bytes(self) -> int:
         return len(self.key) + len(self.value) + OVERHEAD_BYTES
+
+
+class Records:
+    """Those of one request, for any partition, column by column: an object for each would cost as much as to publish
+    it. `scopes` is empty if all ids are ours."""
+
+    def __init__(self, topic: str, timestamp_ms: int) -> None:
+        self.topic = topic
+        self.timestamp_ms = timestamp_ms
+        self.keys: list[bytes] = []
+        self.values: list[bytes] = []
+        self.scopes: list[bytes | None] = []
+
+    def append(self, record: Record) -> None:
+        if self.scopes or record.scope is not None:
+            self.scopes += [None] * (len(self.keys) - len(self.scopes))
+            self.scopes.append(record.scope)
+        self.keys.append(record.key)
+        self.values.append(record.value)
+
+    def extend(self, keys: list[bytes], values: list[bytes]) -> None:
+        """With ids of ours."""
+        if self.scopes:
+            self.scopes += [None] * len(keys)
+        self.keys += keys
+        self.values += values
+
+    @property
+    def bytes(self) -> int:
+        """As `Record.bytes`, of all."""
+        return sum(map(len, self.keys)) + sum(map(len, self.values)) + OVERHEAD_BYTES * len(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Record:
+        scope = self.scopes[index] if self.scopes else None
+        return Record(self.topic, None, self.keys[index], self.values[index], self.timestamp_ms, scope)
+
+    def since(self, first: int) -> list[Record]:
+        return [self[index] for index in range(first, len(self))]
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self.__getitem__, range(len(self)))

@@ -7,7 +7,7 @@ Limits: LAYOUTS_MAX lists of NAMES_MAX names of NAMES_CHARS_MAX together are rem
 worst 5 MB a contract. There is one validator for each set of fields, some hundreds at worst.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import filterfalse
 from operator import itemgetter
@@ -27,13 +27,19 @@ READ_BY_GATEWAY = frozenset({"event_id", "timestamp", "sent_at"})
 """Names of `extra` that say more than what is kept of them."""
 
 
-class Layout(NamedTuple):
-    """`values` of an event are those of its fields; `look_at` raises ValidationError unless all of them are right.
-    `unknown` are the names that the contract does not have, in the event's order; `is_plain` if none of them is one
-    that the gateway reads."""
+Columns = Mapping[str, Sequence[Any]]
+"""By name, the values that many events have there, in the order of the events."""
 
+
+class Layout(NamedTuple):
+    """`values` of an event are those of its fields; `look_at` raises ValidationError unless all of them are right, and
+    `look_at_columns` the same of many events, column by column in the order of `fields`. `unknown` are the names that
+    the contract does not have, in the event's order; `is_plain` if none of them is one that the gateway reads."""
+
+    fields: tuple[str, ...]
     values: Callable[[dict[str, Any]], Any]
     look_at: Callable[[Any], object]
+    look_at_columns: Callable[[tuple[Sequence[Any], ...]], object]
     unknown: tuple[str, ...]
     is_plain: bool
 
@@ -48,12 +54,18 @@ class Layouts:
         schemas = _field_schemas(model)
 
         @cache
-        def validator(fields: tuple[str, ...]) -> Callable[[Any], object]:
+        def validators(fields: tuple[str, ...]) -> tuple[Callable[[Any], object], Callable[[Any], object]]:
             of_fields = [schemas[name] for name in fields]
             of_values = core_schema.tuple_schema(of_fields) if len(fields) > 1 else of_fields[0]  # as itemgetter does
-            return SchemaValidator(of_values, CoreConfig(strict=True)).validate_python
+            columns = (core_schema.tuple_schema([schema], variadic_item_index=0) for schema in of_fields)
+            of_columns = core_schema.tuple_schema([*columns])
+            strict = CoreConfig(strict=True)
+            return (
+                SchemaValidator(of_values, strict).validate_python,
+                SchemaValidator(of_columns, strict).validate_python,
+            )
 
-        self._validator = validator
+        self._validators = validators
 
     def check(self, value: Any) -> Layout:
         """Make sure that a JSON value is an event: its fields are as the model has them. Raises `Invalid`.
@@ -62,24 +74,26 @@ class Layouts:
         what it costs to make a model of them; what is wrong is for the model to say.
         """
         try:
-            layout = values, look_at, _, _ = self._known[tuple(value)]
-            look_at(values(value))
+            layout = self._known[tuple(value)]
+            layout.look_at(layout.values(value))
         except (KeyError, TypeError, ValidationError):  # names not seen before, no object, or wrong
             layout = self._check_anew(value)
         return layout
 
-    def check_alike(self, values: Sequence[Any]) -> Layout | None:
-        """As `check`, of many at once. None, if not all of them have the same names, or one may be wrong: then each is
-        to be checked."""
+    def check_alike(self, values: Sequence[Any]) -> tuple[Layout, Columns] | None:
+        """As `check`, of many at once, at half the cost. None, if not all of them have the same names, or one may be
+        wrong: then each is to be checked."""
         try:
-            layout = self._known[tuple(values[0])]
-            if len(set(map(tuple, values))) > 1:
-                return None
-            for _ in map(layout.look_at, map(layout.values, values)):
-                pass
-        except (KeyError, TypeError, ValidationError):
+            names = tuple(values[0])
+            layout = self._known[names]
+            for name, found in zip(names, zip(*values, strict=True), strict=True):
+                if found.count(name) < len(found):
+                    return None
+            columns = dict(zip(names, zip(*map(dict.values, values), strict=True), strict=True))
+            layout.look_at_columns(tuple(map(columns.__getitem__, layout.fields)))
+        except (KeyError, TypeError, ValueError):  # of the last, ValidationError is one
             return None
-        return layout
+        return layout, columns
 
     def of(self, event: dict[str, Any]) -> Layout:
         """Of an event that is checked. If it is not, nothing is remembered that would let another pass for an event."""
@@ -89,7 +103,8 @@ class Layouts:
             model_fields = self._model.model_fields
             fields = tuple(name for name in model_fields if name in event)
             unknown = tuple(filterfalse(model_fields.__contains__, names))
-            layout = Layout(itemgetter(*fields), self._validator(fields), unknown, READ_BY_GATEWAY.isdisjoint(unknown))
+            is_plain = READ_BY_GATEWAY.isdisjoint(unknown)
+            layout = Layout(fields, itemgetter(*fields), *self._validators(fields), unknown, is_plain)
             if self._has_required(event) and len(names) <= NAMES_MAX and sum(map(len, names)) <= NAMES_CHARS_MAX:
                 if len(self._known) >= LAYOUTS_MAX:
                     self._known.clear()

@@ -5,10 +5,13 @@ position and query, and what breaks it in practice is the same everywhere: click
 result, positions that begin at one, durations that are times. Algolia's Insights, Coveo's usage analytics, Elastic's
 behavioral analytics and UBI require or check much the same; here it costs nobody an event.
 
-One warning a fault: a handful of look-ups an event, at most one warning of a code and field.
+One warning a fault: a handful of look-ups an event, at most one warning of a code and field. Of many events with the
+same names it is first asked, column by column, whether there may be anything at all to say: mostly there is not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import lt
 from typing import Any, NamedTuple
 
 
@@ -119,6 +122,32 @@ def app_warnings(event: Mapping[str, Any]) -> list[Warning]:
     return found
 
 
+def app_may_warn(columns: Mapping[str, Sequence[Any]]) -> bool:
+    """False only if `app_warnings` has nothing to say of any of these checked events, whose fields are `columns`."""
+    types = set(map(str.lower, set(columns["event_type"])))
+    if not all(map(str.strip, types)) or ("search" in types and None in columns.get("query", (None,))):
+        return True
+    positions, counts = columns.get("position"), columns.get("result_count")
+    try:
+        if positions is not None and min(positions) < 0:
+            return True
+        if counts is not None and (min(counts) < 1 or not (positions is None or all(map(lt, positions, counts)))):
+            return True
+        for name in ("latency_ms", "dwell_ms"):
+            if name in columns and not (min(columns[name]) >= 0 and max(columns[name]) <= DURATION_MS_MAX):
+                return True
+    except TypeError:  # there is a null among them
+        return True
+    if types.isdisjoint(CLICKS):
+        return False
+    of_a_search = _all_given(columns, "query") or _all_given(columns, "session_id")
+    return positions is None or not _all_given(columns, "document_id") or not of_a_search
+
+
+def _all_given(columns: Mapping[str, Sequence[Any]], name: str) -> bool:
+    return name in columns and all(columns[name])
+
+
 def retriever_warnings(event: Mapping[str, Any]) -> list[Warning]:
     """For an event that `TrackInteractionRequest` has checked."""
     found: list[Warning] = []
@@ -141,3 +170,21 @@ def retriever_warnings(event: Mapping[str, Any]) -> list[Warning]:
                 found.append(_CONTRADICTORY_TYPES)
                 break
     return found
+
+
+def retriever_may_warn(columns: Mapping[str, Sequence[Any]]) -> bool:
+    """As `app_may_warn`, of `retriever_warnings`."""
+    lists = columns["interaction_type"]
+    types = set(chain.from_iterable(lists))
+    if "zero_results" in types or max(map(len, lists)) > 1:
+        return True
+    sizes = columns.get("result_set_size")
+    try:
+        if sizes is not None and not all(map(lt, columns["position"], sizes)):
+            return True
+    except TypeError:  # there is a null among them
+        return True
+    if types.isdisjoint(RESULT_PAGE_TYPES):
+        return False
+    of_a_search = _all_given(columns, "execution_id") or _all_given(columns, "query_snapshot")
+    return not all(columns["document_id"]) or not of_a_search

@@ -4,19 +4,21 @@ A record's key is the event id, its value one JSON object: the row as ClickHouse
 less the two Kafka coordinates, which the consumer appends to the text without parsing it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 from pydantic import BaseModel
 
 from schemas.app_interaction import InteractionRequest
-from schemas.layouts import Layout, Layouts
+from schemas.layouts import Columns, Layout, Layouts
 from schemas.retriever_interaction import TrackInteractionRequest
-from schemas.search_sense import Warning, app_warnings, retriever_warnings
-from schemas.validation import Invalid, dumps, loads
+from schemas.search_sense import Warning, app_may_warn, app_warnings, retriever_may_warn, retriever_warnings
+from schemas.validation import Invalid, dumps, dumps_all, loads
 
 NO_CONTEXT: Mapping[str, Any] = {}
 
@@ -24,12 +26,13 @@ NO_CONTEXT: Mapping[str, Any] = {}
 @dataclass(frozen=True)
 class Stream:
     """`name` is the topic and the table; `owner` the column that says whose event it is; `warnings` tells what is odd
-    about a checked event."""
+    about a checked event; `may_warn`, of many, whether to ask at all."""
 
     name: str
     owner: str
     model: type[BaseModel]
     warnings: Callable[[dict[str, Any]], list[Warning]]
+    may_warn: Callable[[Columns], bool]
     fields: frozenset[str] = field(init=False)
     layouts: Layouts = field(init=False)
 
@@ -67,7 +70,7 @@ class Stream:
     def row(self, event: dict[str, Any], event_id: bytes, head: bytes, layout: Layout) -> bytes:
         """As `encode`, of what many events share. Nothing in `head` has the name of a field."""
         if layout.unknown:
-            _set_apart(event, layout.unknown)
+            _set_apart((event,), layout.unknown)
         return b'{"event_id":"' + event_id + b'",' + head + b"," + dumps(event)[1:]
 
     def rows(self, events: Sequence[dict[str, Any]], ids: Sequence[bytes], head: bytes, layout: Layout) -> list[bytes]:
@@ -75,24 +78,29 @@ class Stream:
         used up."""
         unknown = layout.unknown
         if unknown:
-            for event in events:
-                _set_apart(event, unknown)
+            _set_apart(events, unknown)
         try:
-            texts = list(map(dumps, events))
+            texts = dumps_all(events)
         except Invalid:
             if unknown:
                 for event in events:
                     event.update(event.pop("extra"))
             raise
-        middle = b'",' + head + b","
-        return [b'{"event_id":"' + id_ + middle + text[1:] for id_, text in zip(ids, texts, strict=True)]
+        pieces = zip(
+            repeat(b'{"event_id":"'), ids, repeat(b'",' + head + b","), map(_behind_brace, texts), strict=False
+        )
+        return list(map(b"".join, pieces))
 
 
-def _set_apart(event: dict[str, Any], unknown: Sequence[str]) -> None:
-    extra = {}
-    for name in unknown:
-        extra[name] = event.pop(name)
-    event["extra"] = extra
+_behind_brace = itemgetter(slice(1, None))
+
+
+def _set_apart(events: Iterable[dict[str, Any]], unknown: Sequence[str]) -> None:
+    for event in events:
+        extra = {}
+        for name in unknown:
+            extra[name] = event.pop(name)
+        event["extra"] = extra
 
 
 @lru_cache(maxsize=64)  # under load, many events share a millisecond
@@ -100,8 +108,10 @@ def _head(column: str, owner: str, received_ms: int) -> bytes:
     return dumps({column: owner, "received_at": iso_ms(received_ms)})[1:-1]
 
 
-APP_INTERACTIONS = Stream("app_interactions", "app", InteractionRequest, app_warnings)
-RETRIEVER_INTERACTIONS = Stream("retriever_interactions", "retriever", TrackInteractionRequest, retriever_warnings)
+APP_INTERACTIONS = Stream("app_interactions", "app", InteractionRequest, app_warnings, app_may_warn)
+RETRIEVER_INTERACTIONS = Stream(
+    "retriever_interactions", "retriever", TrackInteractionRequest, retriever_warnings, retriever_may_warn
+)
 STREAMS = (APP_INTERACTIONS, RETRIEVER_INTERACTIONS)
 
 

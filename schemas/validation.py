@@ -9,6 +9,7 @@ Of a key that comes twice the last value counts, as in every JSON reader we know
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -74,6 +75,14 @@ def dumps(row: dict[str, Any]) -> bytes:
         if _nesting_exceeds_max(row):
             raise _invalid("nesting_too_deep", f"Nested deeper than {NESTING_MAX} levels") from None
         return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def dumps_all(rows: Sequence[dict[str, Any]]) -> list[bytes]:
+    """As `dumps`, of each."""
+    try:
+        return list(map(orjson.dumps, rows))
+    except orjson.JSONEncodeError:
+        return list(map(dumps, rows))
 
 
 _JSON_WORDS = {  # pydantic speaks of Python's types; the caller sent JSON

@@ -141,7 +141,7 @@ class ScriptedClient:
         assert task is not None
         by_routine = task.get_coro().__qualname__ == "Sender._send_produce_req"  # type: ignore[union-attr]
         answers = []
-        for topic, partitions in request.build(ProduceRequest_v7).topics:
+        for topic, partitions in ProduceRequest_v7.decode(request.build(ProduceRequest_v7).encode()).topics:
             for partition, wire in partitions:
                 sent = _sent(node_id, TopicPartition(topic, partition), wire, by_routine)
                 self.kafka.sent.append(sent)

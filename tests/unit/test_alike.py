@@ -55,11 +55,15 @@ def ids() -> Iterator[bytes]:
 
 def alike(stream: Stream, events: list[Any], by: Sender) -> Any:
     head = stream.head("demo", RECEIVED_MS, by.context)
-    return prepare_alike(stream, by, events, RECEIVED_MS, head, ids())
+    prepared = prepare_alike(stream, by, events, head, ids())
+    if prepared is None:
+        return None
+    keys, values, warnings = prepared
+    return keys, values, warnings or [[]] * len(events)
 
 
 def each(stream: Stream, events: list[Any], by: Sender) -> Any:
-    """Records and warnings; None if an event is wrong."""
+    """Keys, values and warnings; None if an event is wrong."""
     new_id = ids().__next__
     prepared = []
     try:
@@ -68,7 +72,11 @@ def each(stream: Stream, events: list[Any], by: Sender) -> Any:
             prepared.append(prepare(stream, by, event, RECEIVED_MS, None, new_id=new_id))
     except (Invalid, TypeError):
         return None
-    return [record for record, _ in prepared], [warnings for _, warnings in prepared]
+    assert {(record.topic, record.partition, record.timestamp_ms, record.scope) for record, _ in prepared} <= {
+        (stream.name, None, RECEIVED_MS, None)
+    }
+    keys, values = [record.key for record, _ in prepared], [record.value for record, _ in prepared]
+    return keys, values, [warnings for _, warnings in prepared]
 
 
 def assert_the_same(stream: Stream, events: list[Any], by: Sender) -> bool:
@@ -149,6 +157,6 @@ def test_one_that_is_nested_too_deep_leaves_all_as_they_were(stream: Stream) -> 
 @settings(max_examples=20, derandomize=True, deadline=None, database=None)
 @given(count=st.integers(1, 300))
 def test_each_has_an_id_of_its_own(count: int) -> None:
-    records, _ = alike(APP_INTERACTIONS, [dict(APP_EVENT) for _ in range(count)], sender())
-    assert [record.key for record in records] == [b"id-%d" % number for number in range(count)]
-    assert [orjson.loads(record.value)["event_id"] for record in records] == [key.key.decode() for key in records]
+    keys, values, _ = alike(APP_INTERACTIONS, [dict(APP_EVENT) for _ in range(count)], sender())
+    assert keys == [b"id-%d" % number for number in range(count)]
+    assert [orjson.loads(value)["event_id"] for value in values] == [key.decode() for key in keys]

@@ -42,10 +42,11 @@ from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulat
 from aiokafka.producer.producer import AIOKafkaProducer
 from aiokafka.producer.sender import Sender, SendProduceReqHandler
 from aiokafka.producer.transaction_manager import TransactionManager
+from aiokafka.protocol.produce import ProduceRequest, ProduceRequestStruct
 from prometheus_client import CollectorRegistry
 
 from gateway import direct_producer
-from gateway.direct_producer import DirectProducer
+from gateway.direct_producer import DirectProducer, OneBatchRequest
 from gateway.kafka_batch import Outcome
 from gateway.metrics import Metrics
 from gateway.publisher import KafkaPublisher
@@ -179,6 +180,9 @@ def test_the_private_names_are_where_they_were() -> None:
             (BatchBuilder.append, "self timestamp key value headers"),
             (BatchBuilder.close, "self"),
             (SendProduceReqHandler.do, "self node_id"),
+            (SendProduceReqHandler.create_request, "self"),
+            (ProduceRequest.__init__, "self transactional_id required_acks timeout topics"),
+            (ProduceRequest.build, "self request_struct_class"),
         )
         if (parameters := " ".join(inspect.signature(function).parameters)) != wanted
     ]
@@ -208,6 +212,13 @@ def test_the_private_names_are_where_they_were() -> None:
                 "if self._closed:|metadata = self._builder.append(|self._relative_offset,|timestamp,|self.close()"
                 "|self._relative_offset += 1",
             ),
+            (BatchBuilder._build, "self.close()|if self._buffer is None:|self._builder.build()|return self._buffer"),
+            (
+                ProduceRequest.__init__,
+                "self._transactional_id = transactional_id|self._timeout = timeout|self._topics = topics",
+            ),
+            (SendProduceReqHandler.create_request, "request = ProduceRequest(|return request"),
+            (SendProduceReqHandler.do, "request = self.create_request()"),
             (MessageAccumulator.close, "self._closed = True|await self.flush()"),
             (MessageAccumulator.fail_all, "self._exception = exception|in self._pending_batches:"),
             (
@@ -260,26 +271,32 @@ async def test_a_batch_is_what_it_would_be_if_appended_to_one_by_one(producer: D
     random = Random(seed)
     headers: list[tuple[str, bytes]] = random.choice([[], [("dedupe", b"shop"), ("replay", b"1")]])
     ours, theirs = producer.create_batch(), BatchBuilder(16_384, 0)  # aiokafka's default
+    appended: list[tuple[bytes, bytes, int, list[tuple[str, bytes]]]] = []
     for _ in range(random.choice([1, 3])):
-        records = [
-            Record(
-                TOPIC, None, b"k%d" % n, b"v" * random.choice([0, 100, 5_000]), random.choice([0, 1_795_328_400_000])
-            )
-            for n in range(random.randrange(9))
-        ]
+        timestamp_ms = random.choice([0, 1_795_328_400_000])
+        keys = [b"k%d" % n for n in range(random.randrange(9))]
+        values = [b"v" * random.choice([0, 100, 5_000]) for _ in keys]
         taken = 0
-        for record in records:
-            if (
-                theirs.append(timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=headers)
-                is None
-            ):
+        for key, value in zip(keys, values, strict=True):
+            if theirs.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
                 break
             taken += 1
-        assert ours.extend(iter(records), headers) == taken
+        assert ours.extend(keys, values, timestamp_ms, headers) == taken
         assert ours.closed() is theirs.closed()
         assert ours.record_count() == theirs.record_count()
+        appended += [(*each, timestamp_ms, headers) for each in zip(keys[:taken], values[:taken], strict=True)]
     assert ours._build() == theirs._build()
-    assert ours.extend([Record(TOPIC, None, b"late", b"", 1)], []) == 0
+    assert ours.extend([b"late"], [b""], 1, []) == 0
+    assert [(*record, list(its_headers)) for *record, its_headers in ours.read()] == appended
+
+
+@pytest.mark.parametrize("version", ProduceRequest._CLASSES, ids=lambda version: f"v{version.API_VERSION}")
+@pytest.mark.parametrize("records", [b"", b"a", bytearray(range(256)) * 4_000], ids=len)
+def test_the_bytes_of_a_request_are_those_that_aiokafka_makes(
+    version: type[ProduceRequestStruct], records: bytes
+) -> None:
+    fields = (None, -1, 10_000, [(TOPIC, [(3, records)])])
+    assert OneBatchRequest(*fields).build(version).encode() == ProduceRequest(*fields).build(version).encode()
 
 
 # What Kafka answers

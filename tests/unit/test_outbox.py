@@ -18,7 +18,7 @@ from gateway.kafka_batch import PublisherRefusal
 from gateway.metrics import Metrics
 from gateway.outbox import REPLAY_IDLE_S, SPOOL_TIMEOUT_S, KafkaOutbox, Refusal
 from gateway.publisher import KafkaPublisher
-from gateway.record import Durability, Record
+from gateway.record import Durability, Record, Records
 from gateway.spool import SpoolRefusal
 from tests.unit.fake_kafka import FakeKafka, Flight
 from tests.unit.fake_spool import FakeSpool
@@ -33,6 +33,14 @@ PENDING_BYTES_MAX = 60_000
 
 def record(number: int, *, topic: str = TOPIC, size: int = 10) -> Record:
     return Record(topic, None, b"k%03d" % number, b"v%03d" % number + b"x" * size, 1_000 + number)
+
+
+def together(*records: Record) -> Records:
+    """As those of one request, which have one time."""
+    of_request = Records(TOPIC, 1_000)
+    for each in records:
+        of_request.append(each)
+    return of_request
 
 
 class Gateway:
@@ -259,7 +267,7 @@ async def test_one_caller_who_is_cancelled_does_not_hurt_the_others(gateway: Gat
 
 async def test_all_of_a_batch_are_delivered_with_one_wait(gateway: Gateway) -> None:
     await gateway.start()
-    task = asyncio.create_task(gateway.outbox.publish_all([record(n) for n in range(100)]))
+    task = asyncio.create_task(gateway.outbox.publish_all(together(*map(record, range(100)))))
     await gateway.answer_for(1)
     assert await task == ["kafka"] * 100
     assert len(gateway.flights) == 1
@@ -268,10 +276,10 @@ async def test_all_of_a_batch_are_delivered_with_one_wait(gateway: Gateway) -> N
 
 async def test_all_of_a_batch_go_to_the_spool_when_kafka_hangs(gateway: Gateway) -> None:
     await gateway.start()
-    assert await gateway.outbox.publish_all([record(n, size=3_000) for n in range(10)]) == ["spool"] * 10
+    assert await gateway.outbox.publish_all(together(*(record(n, size=3_000) for n in range(10)))) == ["spool"] * 10
     assert gateway.spool.records == 10
     await gateway.open_the_breaker()
-    assert await gateway.outbox.publish_all([record(n) for n in range(20, 30)]) == ["spool"] * 10
+    assert await gateway.outbox.publish_all(together(*map(record, range(20, 30)))) == ["spool"] * 10
     assert len(gateway.spool.appends[-1]) == 10  # one append for all of them
 
 
@@ -279,7 +287,7 @@ async def test_each_of_a_batch_has_its_own_fate(gateway: Gateway) -> None:
     """One too large, and one too many: the others do not suffer."""
     await gateway.start()
     records = [record(0), record(1, size=BATCH_BYTES_MAX), record(2), *(record(n, size=9_000) for n in range(3, 10))]
-    task = asyncio.create_task(gateway.outbox.publish_all(records))
+    task = asyncio.create_task(gateway.outbox.publish_all(together(*records)))
     await gateway.answer_for(1)
     first, too_large, third, *large = await task
     assert (first, third) == ("kafka", "kafka")
@@ -296,7 +304,7 @@ async def test_what_kafka_cannot_be_asked_about_is_spooled(gateway: Gateway) -> 
     gateway.kafka.leaders = {}
     await gateway.start()
     records = [record(0), record(1)._replace(scope=b"shop"), record(2)]
-    task = asyncio.create_task(gateway.outbox.publish_all(records))
+    task = asyncio.create_task(gateway.outbox.publish_all(together(*records)))
     await idle()
     assert [kept.key for kept in gateway.spool.kept.values()] == [b"k001", b"k002"]
     assert gateway.outbox._breaker._consecutive == 1
@@ -309,11 +317,11 @@ async def test_a_rescue_is_not_done_again_by_who_looks_late(gateway: Gateway) ->
     """One who waits for several batches comes to the second one when others have long had it spooled."""
     gateway.kafka.leaders = led_by(1, 2) | led_by(1, topic=OTHER)
     await gateway.start()
-    first, second = (record(n)._replace(partition=n) for n in range(2))
-    task = asyncio.create_task(gateway.outbox.publish_all([first, second]))
-    [neighbour] = gateway.publish(record(2)._replace(partition=1))
+    first, second = (record(n)._replace(scope=b"shop") for n in range(2))  # whose keys say: partitions 1 and 0
+    task = asyncio.create_task(gateway.outbox.publish_all(together(first, second)))
+    [neighbour] = gateway.publish(record(2)._replace(partition=0))
     await idle()
-    [flight] = [flight for flight in gateway.flights if flight.partition == 1]
+    [flight] = [flight for flight in gateway.flights if flight.partition == 0]
     flight.refuse(TopicAuthorizationFailedError())
     assert await neighbour == "spool"
     gateway.spool.kept.clear()  # and Kafka has it since
@@ -326,7 +334,7 @@ async def test_batch_is_told_when_it_is_nowhere(gateway: Gateway) -> None:
     await gateway.start()
     await gateway.open_the_breaker()
     gateway.spool.fault = SpoolRefusal("spool_full", "full")
-    results = await gateway.outbox.publish_all([record(n) for n in range(5)])
+    results = await gateway.outbox.publish_all(together(*map(record, range(5))))
     assert [result.reason for result in results if isinstance(result, SpoolRefusal)] == ["spool_full"] * 5
 
 

@@ -26,7 +26,7 @@ from gateway import publisher as publisher_module
 from gateway.kafka_batch import Batch, Outcome, PublisherRefusal
 from gateway.metrics import Metrics
 from gateway.publisher import CONNECT_TIMEOUT_S, LEADER_RETRY_S, START_S_MAX, KafkaPublisher
-from gateway.record import OVERHEAD_BYTES, Record
+from gateway.record import OVERHEAD_BYTES, Record, Records
 from gateway.settings import GatewaySettings
 from schemas.streams import APP_INTERACTIONS
 from tests.unit.fake_kafka import FakeKafka, Flight
@@ -198,8 +198,37 @@ async def test_batch_knows_its_records(kafka: FakeKafka, start: Starter) -> None
     records = [Record(TOPIC, None, b"k%d" % n, b"v%d" % n, 1000 + n) for n in range(3)]
     [batch] = {publisher.publish(record) for record in records}
     await idle()
-    assert batch.records == records
-    assert (batch.topic, batch.partition) == (TOPIC, 1)
+    assert batch.records() == [record._replace(partition=1) for record in records]
+    assert (batch.topic, batch.partition, batch.size) == (TOPIC, 1, 3)
+
+
+async def test_batch_knows_whose_ids_they_are(kafka: FakeKafka, start: Starter) -> None:
+    """Before it has left, too; and that one comes from the spool is nothing that would have to be kept."""
+    publisher = await start()
+    record = Record(TOPIC, 0, b"order-7", b"", 2**41, b"shop")
+    for batch in (publisher.publish(record), publisher.publish(record, replay=True)):
+        assert not batch.sent
+        assert batch.records() == [record]
+
+
+async def test_batch_that_expires_in_the_turn_that_it_leaves_is_not_sent(kafka: FakeKafka, start: Starter) -> None:
+    """Whoever hears of it then has it read back, and spooled."""
+    read: list[Record] = []
+    publisher = make_publisher(settled=lambda batch, _: read.extend(batch.records()))
+    await publisher.start()
+    await idle()
+    batch = batch_of(publisher, b"v")
+    while not batch.sent:
+        await asyncio.sleep(0)
+        publisher._dispatch()
+    publisher._expire(batch)  # as its timer would
+    assert await batch.final is Outcome.EXPIRED
+    assert (batch.outcome.result(), [record.value for record in read]) == (Outcome.IN_DOUBT, [b"v"])
+    assert not kafka.flights
+    batch_of(publisher, b"w")
+    await idle()
+    assert [flight.values for flight in kafka.flights] == [[b"w"]]
+    await publisher.stop(0)
 
 
 # For where
@@ -913,20 +942,14 @@ async def test_many_at_once_are_as_one_by_one(kafka: FakeKafka, start: Starter, 
     )  # a topic that Kafka does not know: no partition for what has a scope
     limits = {"pending_bytes_max": random.choice([30_000, 60_000, 1_000_000])}
     often = random.choice([0.02, 0.3])
-    records = [
-        Record(
-            TOPIC,
-            0 if random.random() < often / 2 else None,
-            b"%032d" % n,
-            b"v" * random.choice([10, 100, 3_000, BATCH_BYTES_MAX] if random.random() < often else [10, 100]),
-            1_000 + n,
-            b"shop" if random.random() < often else None,
-        )
-        for n in range(random.choice([1, 10, 400]))
-    ]
+    records = Records(TOPIC, 1_000)
+    for n in range(random.choice([1, 10, 400])):
+        size = random.choice([10, 100, 3_000, BATCH_BYTES_MAX] if random.random() < often else [10, 100])
+        scope = b"shop" if random.random() < often / 10 else None
+        records.append(Record(TOPIC, None, b"%032d" % n, b"v" * size, 1_000, scope))
     together, apart = await start(leaders, **limits), await start(leaders, **limits)
     for _ in range(2):  # the second time there are batches that wait
-        found = together.publish_all(records)
+        found = [place for place, count in together.publish_all(records) for _ in range(count)]
         expected: list[Batch | PublisherRefusal] = []
         for record in records:
             try:
@@ -943,11 +966,13 @@ async def test_many_at_once_are_as_one_by_one(kafka: FakeKafka, start: Starter, 
         for theirs, ours in batches.items():
             if isinstance(theirs, Batch):
                 assert isinstance(ours, Batch)
-                assert (ours.lane, ours.records, ours.bytes) == (theirs.lane, theirs.records, theirs.bytes)
-                assert ours.builder.record_count() == theirs.builder.record_count() == len(ours.records)
+                assert (ours.lane, ours.size, ours.bytes) == (theirs.lane, theirs.size, theirs.bytes)
                 assert ours.builder.size() == theirs.builder.size()
         assert together._pending_bytes == apart._pending_bytes
         assert together._pending_bytes <= limits["pending_bytes_max"]
+    for theirs, ours in batches.items():
+        if isinstance(theirs, Batch) and isinstance(ours, Batch):
+            assert ours.records() == theirs.records()
 
 
 async def test_what_comes_behind_one_that_no_partition_is_known_for_is_not_looked_at(
@@ -955,9 +980,12 @@ async def test_what_comes_behind_one_that_no_partition_is_known_for_is_not_looke
 ) -> None:
     publisher = await start({})
     anywhere = Record(TOPIC, None, b"k", b"v", 1)
-    first, second, unavailable = publisher.publish_all([anywhere, anywhere, anywhere._replace(scope=b"shop"), anywhere])
+    records = Records(TOPIC, 1)
+    for record in (anywhere, anywhere, anywhere._replace(scope=b"shop"), anywhere):
+        records.append(record)
+    (first, _), (second, _), (unavailable, count) = publisher.publish_all(records)
     assert isinstance(first, Batch)
     assert first is second
     assert isinstance(unavailable, PublisherRefusal)
-    assert unavailable.reason == "kafka_unavailable"
-    assert len(first.records) == 2
+    assert (unavailable.reason, count) == ("kafka_unavailable", 1)
+    assert first.size == 2

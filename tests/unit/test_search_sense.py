@@ -1,5 +1,7 @@
 """schemas.search_sense: which legal events are odd, what is said of them, and that all others are left in peace."""
 
+from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
@@ -172,3 +174,64 @@ def test_any_retriever_event_has_its_warnings(event: dict[str, Any]) -> None:
     told = [(warning.code, warning.loc) for warning in retriever_warnings(event)]
     assert len(told) == len(set(told))
     assert {code for code, _ in told} <= CODES
+
+
+# Many events with the same names
+
+APP_VALUES: dict[str, list[Any]] = {
+    "event_type": ["click", "Click", "search", "view", "", " \u2003", "SELECT_ITEM"],
+    "document_id": ["d", "", None],
+    "position": [0, 3, 7, -1, None],
+    "query": ["q", "", None],
+    "result_count": [7, 4, 1, 0, -1, None],
+    "latency_ms": [0, 40, DURATION_MS_MAX, DURATION_MS_MAX + 1, -1, None],
+    "dwell_ms": [0, 40, DURATION_MS_MAX, DURATION_MS_MAX + 1, -1, None],
+    "session_id": ["s", "", None],
+}
+RETRIEVER_VALUES: dict[str, list[Any]] = {
+    "document_id": ["d", ""],
+    "interaction_type": [["click"], ["view"], ["share"], ["zero_results"], ["click", "skip"], ["view", "share"]],
+    "position": [0, 3, 7],
+    "execution_id": ["e", "", None],
+    "query_snapshot": [{"text": "q"}, {}, None],
+    "result_set_size": [8, 4, 1, None],
+}
+
+
+@pytest.mark.parametrize(
+    ("stream", "values"),
+    [(APP_INTERACTIONS, APP_VALUES), (RETRIEVER_INTERACTIONS, RETRIEVER_VALUES)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_no_event_is_odd_where_none_may_be(stream: Stream, values: dict[str, list[Any]]) -> None:
+    """Most events are alike in their values, too, so that both answers come often."""
+    required = [name for name, field in stream.model.model_fields.items() if field.is_required()]
+    random = Random(1)
+    answers: Counter[bool] = Counter()
+    for _ in range(20_000):
+        names = [name for name in values if name in required or random.random() < 0.6]
+        usual = {name: random.choice(values[name][: random.choice([1, 4, 4])]) for name in names}
+        odd = random.choice([0.0, 0.02, 0.2])
+        events = [
+            {name: random.choice(values[name]) if random.random() < odd else usual[name] for name in names}
+            for _ in range(random.randint(1, 4))
+        ]
+        columns = {name: tuple(event[name] for event in events) for name in names}
+        may_warn = stream.may_warn(columns)
+        answers[may_warn] += 1
+        assert may_warn or not any(map(stream.warnings, events)), events
+    assert min(answers.values()) > 1_000
+
+
+@pytest.mark.parametrize(
+    ("stream", "event"),
+    [
+        (APP_INTERACTIONS, CLICK),
+        (APP_INTERACTIONS, VIEW),
+        (APP_INTERACTIONS, SEARCH),
+        (RETRIEVER_INTERACTIONS, RESULT),
+        (RETRIEVER_INTERACTIONS, {"document_id": "", "interaction_type": ["share"], "position": 0}),
+    ],
+)
+def test_events_of_usual_producers_are_not_asked_one_by_one(stream: Stream, event: dict[str, Any]) -> None:
+    assert not stream.may_warn({name: (value,) * 3 for name, value in event.items()})
