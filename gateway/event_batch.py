@@ -56,7 +56,8 @@ class PreparedBatch:
                 self.add(index, record, warnings[index - first] if warnings else ())
             return
         self.records.extend(keys, values)
-        self.warnings.update((index, its) for index, its in enumerate(warnings, first) if its)
+        if warnings:
+            self.warnings.update((index, its) for index, its in enumerate(warnings, first) if its)
 
     def good(self) -> Iterator[tuple[int, Record, Sequence[Warning]]]:
         """Index, record and warnings of each that is."""

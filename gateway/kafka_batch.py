@@ -5,7 +5,7 @@ import enum
 from typing import NamedTuple, TypeVar
 
 from gateway.direct_producer import RecordBuilder
-from gateway.record import OVERHEAD_BYTES, Durability, Record, Records
+from gateway.record import Durability, Record, Records, bytes_of
 from gateway.spool import SpoolRefusal
 
 DEDUPE_HEADER = "dedupe"  # whose caller gave the id
@@ -115,7 +115,10 @@ class Batch:
         """How many of these there was room for, from the index `first` on. They have ids of ours."""
         keys, values = records.keys[first:], records.values[first:]
         count = self.builder.extend(keys, values, records.timestamp_ms, [])
-        self.bytes += sum(map(len, keys[:count])) + sum(map(len, values[:count])) + count * OVERHEAD_BYTES
+        if first == 1 and count == len(keys):  # as is usual
+            self.bytes += records.bytes - records[0].bytes
+        else:
+            self.bytes += bytes_of(keys[:count], values[:count])
         return count
 
     def records(self) -> list[Record]:

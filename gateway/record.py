@@ -26,9 +26,14 @@ class Record(NamedTuple):
         return len(self.key) + len(self.value) + OVERHEAD_BYTES
 
 
+def bytes_of(keys: list[bytes], values: list[bytes]) -> int:
+    """As `Record.bytes`, of all."""
+    return sum(map(len, keys)) + sum(map(len, values)) + OVERHEAD_BYTES * len(keys)
+
+
 class Records:
     """Those of one request, for any partition, column by column: an object for each would cost as much as to publish
-    it. `scopes` is empty if all ids are ours."""
+    it. `bytes` as of a `Record`, of all; `scopes` is empty if all ids are ours."""
 
     def __init__(self, topic: str, timestamp_ms: int) -> None:
         self.topic = topic
@@ -36,6 +41,7 @@ class Records:
         self.keys: list[bytes] = []
         self.values: list[bytes] = []
         self.scopes: list[bytes | None] = []
+        self.bytes = 0
 
     def append(self, record: Record) -> None:
         if self.scopes or record.scope is not None:
@@ -43,6 +49,7 @@ class Records:
             self.scopes.append(record.scope)
         self.keys.append(record.key)
         self.values.append(record.value)
+        self.bytes += record.bytes
 
     def extend(self, keys: list[bytes], values: list[bytes]) -> None:
         """With ids of ours."""
@@ -50,11 +57,7 @@ class Records:
             self.scopes += [None] * len(keys)
         self.keys += keys
         self.values += values
-
-    @property
-    def bytes(self) -> int:
-        """As `Record.bytes`, of all."""
-        return sum(map(len, self.keys)) + sum(map(len, self.values)) + OVERHEAD_BYTES * len(self.keys)
+        self.bytes += bytes_of(keys, values)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -32,14 +32,13 @@ Columns = Mapping[str, Sequence[Any]]
 
 
 class Layout(NamedTuple):
-    """`values` of an event are those of its fields; `look_at` raises ValidationError unless all of them are right, and
-    `look_at_columns` the same of many events, column by column in the order of `fields`. `unknown` are the names that
-    the contract does not have, in the event's order; `is_plain` if none of them is one that the gateway reads."""
+    """`values` of an event are those of its fields; `look_at` raises ValidationError unless all of them are right.
+    `look_at_columns` says of many events whether all of theirs are. `unknown` are the names that the contract does not
+    have, in the event's order; `is_plain` if none of them is one that the gateway reads."""
 
-    fields: tuple[str, ...]
     values: Callable[[dict[str, Any]], Any]
     look_at: Callable[[Any], object]
-    look_at_columns: Callable[[tuple[Sequence[Any], ...]], object]
+    look_at_columns: Callable[[Columns], bool]
     unknown: tuple[str, ...]
     is_plain: bool
 
@@ -54,16 +53,11 @@ class Layouts:
         schemas = _field_schemas(model)
 
         @cache
-        def validators(fields: tuple[str, ...]) -> tuple[Callable[[Any], object], Callable[[Any], object]]:
+        def validators(fields: tuple[str, ...]) -> tuple[Callable[[Any], object], Callable[[Columns], bool]]:
             of_fields = [schemas[name] for name in fields]
             of_values = core_schema.tuple_schema(of_fields) if len(fields) > 1 else of_fields[0]  # as itemgetter does
-            columns = (core_schema.tuple_schema([schema], variadic_item_index=0) for schema in of_fields)
-            of_columns = core_schema.tuple_schema([*columns])
-            strict = CoreConfig(strict=True)
-            return (
-                SchemaValidator(of_values, strict).validate_python,
-                SchemaValidator(of_columns, strict).validate_python,
-            )
+            columns = _ColumnValidator({name: schemas[name] for name in fields})
+            return SchemaValidator(of_values, CoreConfig(strict=True)).validate_python, columns.are_right
 
         self._validators = validators
 
@@ -90,10 +84,9 @@ class Layouts:
                 if found.count(name) < len(found):
                     return None
             columns = dict(zip(names, zip(*map(dict.values, values), strict=True), strict=True))
-            layout.look_at_columns(tuple(map(columns.__getitem__, layout.fields)))
-        except (KeyError, TypeError, ValueError):  # of the last, ValidationError is one
+        except (KeyError, TypeError, ValueError):
             return None
-        return layout, columns
+        return (layout, columns) if layout.look_at_columns(columns) else None
 
     def of(self, event: dict[str, Any]) -> Layout:
         """Of an event that is checked. If it is not, nothing is remembered that would let another pass for an event."""
@@ -104,7 +97,7 @@ class Layouts:
             fields = tuple(name for name in model_fields if name in event)
             unknown = tuple(filterfalse(model_fields.__contains__, names))
             is_plain = READ_BY_GATEWAY.isdisjoint(unknown)
-            layout = Layout(fields, itemgetter(*fields), *self._validators(fields), unknown, is_plain)
+            layout = Layout(itemgetter(*fields), *self._validators(fields), unknown, is_plain)
             if self._has_required(event) and len(names) <= NAMES_MAX and sum(map(len, names)) <= NAMES_CHARS_MAX:
                 if len(self._known) >= LAYOUTS_MAX:
                     self._known.clear()
@@ -123,6 +116,42 @@ class Layouts:
 
     def _has_required(self, event: dict[str, Any]) -> bool:
         return self._required <= event.keys()
+
+
+class _ColumnValidator:
+    """Whether all values of fields are right, column by column: by their types where nothing else counts, which is
+    looked up in half of pydantic's time."""
+
+    def __init__(self, schemas: dict[str, core_schema.CoreSchema]) -> None:
+        self._types = [(name, types) for name, schema in schemas.items() if (types := _types(schema))]
+        self._others = [name for name, schema in schemas.items() if not _types(schema)]
+        columns = (core_schema.tuple_schema([schemas[name]], variadic_item_index=0) for name in self._others)
+        self._look_at = SchemaValidator(core_schema.tuple_schema([*columns]), CoreConfig(strict=True)).validate_python
+
+    def are_right(self, columns: Columns) -> bool:
+        for name, types in self._types:
+            if not types.issuperset(map(type, columns[name])):
+                return False
+        try:
+            self._look_at(tuple([columns[name] for name in self._others]))
+        except ValidationError:
+            return False
+        return True
+
+
+_STRING = core_schema.str_schema()
+_OBJECT = core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema())
+
+
+def _types(schema: core_schema.CoreSchema) -> frozenset[type]:
+    """Whose every value is right, of those that JSON has; none if there is more to be looked at."""
+    if schema["type"] == "nullable" and (types := _types(schema["schema"])):
+        return types | {type(None)}
+    if schema == _STRING:
+        return frozenset({str})
+    if schema == _OBJECT:  # JSON has no other keys
+        return frozenset({dict})
+    return frozenset()
 
 
 def _field_schemas(model: type[BaseModel]) -> dict[str, core_schema.CoreSchema]:

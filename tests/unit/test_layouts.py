@@ -4,13 +4,14 @@ import copy
 import json
 from collections.abc import Callable
 from itertools import permutations
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic_core import CoreConfig, SchemaValidator
 
 from schemas import layouts
 from schemas.layouts import LAYOUTS_MAX, NAMES_CHARS_MAX, NAMES_MAX, Layouts
@@ -190,3 +191,41 @@ def test_a_row_may_hold_what_orjson_cannot_write() -> None:
     assert json.loads(row)["extra"]["n"] == [12345678901234567890123]
     with pytest.raises(orjson.JSONEncodeError):
         orjson.dumps(json.loads(row))
+
+
+class Bounded(BaseModel):
+    """Fields for which a type alone says nothing, beside some for which it does."""
+
+    plain: str
+    short: Annotated[str, Field(max_length=2)]
+    pattern: Annotated[str | None, Field(pattern="^v")]
+    stripped: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    counts: dict[str, int]
+    few: Annotated[dict[str, Any], Field(max_length=0)]
+    object: dict[str, Any] | None
+    either: str | int
+    flag: bool
+    number: float | None
+    nullable: str | None
+    anything: Any
+
+
+@pytest.mark.parametrize("model", [Bounded, *(stream.model for stream in STREAMS)], ids=lambda model: model.__name__)
+@bounded
+@given(data=st.data())
+def test_columns_are_right_if_each_value_is(model: type[BaseModel], data: st.DataObject) -> None:
+    schemas = layouts._field_schemas(model)
+    names = data.draw(st.lists(st.sampled_from(sorted(schemas)), min_size=1, unique=True))
+    columns = {name: tuple(data.draw(st.lists(near_misses, min_size=1, max_size=3))) for name in names}
+    wanted = True
+    for name, column in columns.items():
+        validator = SchemaValidator(schemas[name], CoreConfig(strict=True))
+        wanted &= all(map(validator.isinstance_python, column))
+    assert layouts._ColumnValidator({name: schemas[name] for name in names}).are_right(columns) is wanted
+
+
+def test_types_say_all_of_some_fields_and_not_enough_of_others() -> None:
+    null = type(None)
+    schemas = layouts._field_schemas(Bounded)
+    said = {name: set(types) for name, schema in schemas.items() if (types := layouts._types(schema))}
+    assert said == {"plain": {str}, "nullable": {str, null}, "object": {dict, null}}
