@@ -27,11 +27,20 @@ from aiokafka.record.memory_records import MemoryRecords
 class RecordBuilder(BatchBuilder):  # type: ignore[misc]
     """What a batch's records are appended to, many at a time: less than half of what `append` costs for each."""
 
+    def add(self, key: bytes, value: bytes, timestamp_ms: int, headers: list[tuple[str, bytes]]) -> bool:
+        """Whether there was room for it; if not, none is taken any more."""
+        if self._closed:
+            return False
+        if self._builder.append(self._relative_offset, timestamp_ms, key, value, headers) is None:
+            self.close()
+            return False
+        self._relative_offset += 1
+        return True
+
     def extend(
         self, keys: Sequence[bytes], values: Sequence[bytes], timestamp_ms: int, headers: list[tuple[str, bytes]]
     ) -> int:
-        """How many of them, from the first on, there was room for; if not for all, none is taken any more. `headers`
-        are those of each."""
+        """As `add` of each in turn, with the same headers: how many of them, from the first on, there was room for."""
         if self._closed:
             return 0
         first: int = self.record_count()

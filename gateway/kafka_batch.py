@@ -106,7 +106,7 @@ class Batch:
         headers = [] if record.scope is None else [(DEDUPE_HEADER, record.scope)]
         if self.replay:
             headers.append(REPLAY_HEADER)
-        if not self.builder.extend((record.key,), (record.value,), record.timestamp_ms, headers):
+        if not self.builder.add(record.key, record.value, record.timestamp_ms, headers):
             return False
         self.bytes += record.bytes
         return True

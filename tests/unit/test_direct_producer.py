@@ -281,12 +281,17 @@ async def test_a_batch_is_what_it_would_be_if_appended_to_one_by_one(producer: D
             if theirs.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
                 break
             taken += 1
-        assert ours.extend(keys, values, timestamp_ms, headers) == taken
+        if random.random() < 0.5:
+            assert ours.extend(keys, values, timestamp_ms, headers) == taken
+        else:
+            added = [ours.add(key, value, timestamp_ms, headers) for key, value in zip(keys, values, strict=True)]
+            assert added == [True] * taken + [False] * (len(keys) - taken)
         assert ours.closed() is theirs.closed()
         assert ours.record_count() == theirs.record_count()
         appended += [(*each, timestamp_ms, headers) for each in zip(keys[:taken], values[:taken], strict=True)]
     assert ours._build() == theirs._build()
     assert ours.extend([b"late"], [b""], 1, []) == 0
+    assert not ours.add(b"late", b"", 1, [])
     assert [(*record, list(its_headers)) for *record, its_headers in ours.read()] == appended
 
 
