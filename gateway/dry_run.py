@@ -26,8 +26,8 @@ class DryRun(EventBatch):
             batch = self._parse(request, body)
             events = await self._prepare(request, sender, batch, key)
             results = events.results(
-                answers.rehearsed_result(index, record.key, record.value, warnings)
-                for index, record, warnings in events.good()
+                answers.rehearsed_result(index, event_id, row, warnings)
+                for (index, event_id, warnings), row in zip(events.good(), events.records.values, strict=True)
             )
             success = bool(events.records)
             return 200 if success else 422, answers.batch(success, results, batch_warnings(batch), dry_run=True)

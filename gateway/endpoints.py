@@ -7,7 +7,7 @@ at thousands of events a second a framework's request and middleware would cost 
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -33,10 +33,11 @@ log = structlog.get_logger(__name__)
 
 
 class Outbox(Protocol):
-    """Makes records durable and says where, or why a record is nowhere; `publish_all` gives one result a record."""
+    """Makes records durable and says where, or why a record is nowhere; `publish_all` gives one result a record, and
+    has taken them when it returns."""
 
     def publish(self, record: Record) -> asyncio.Future[Durability | Refusal]: ...
-    async def publish_all(self, records: Records) -> list[Durability | Refusal]: ...
+    def publish_all(self, records: Records) -> Awaitable[list[Durability | Refusal]]: ...
 
 
 @dataclass(frozen=True)

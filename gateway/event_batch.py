@@ -59,11 +59,11 @@ class PreparedBatch:
         if warnings:
             self.warnings.update((index, its) for index, its in enumerate(warnings, first) if its)
 
-    def good(self) -> Iterator[tuple[int, Record, Sequence[Warning]]]:
-        """Index, record and warnings of each that is."""
+    def good(self) -> Iterator[tuple[int, bytes, Sequence[Warning]]]:
+        """Index, id and warnings of each that is."""
         indexes = (index for index in range(self._events) if index not in self.refused)
         return (
-            (index, record, self.warnings.get(index, ())) for index, record in zip(indexes, self.records, strict=True)
+            (index, key, self.warnings.get(index, ())) for index, key in zip(indexes, self.records.keys, strict=True)
         )
 
     def results(self, of_good: Iterator[bytes]) -> bytes:
@@ -153,7 +153,11 @@ class EventBatch(Endpoint):
     async def _publish(self, events: PreparedBatch, warnings: Sequence[Warning]) -> tuple[int, bytes]:
         """200 if at least one event was accepted, 422 if none. Raises Unavailable if that is not the events' fault."""
         records = events.records
-        places = await self.services.outbox.publish_all(records) if records else []
+        places: list[Durability | Refusal] = []
+        if records:
+            places_to_come = self.services.outbox.publish_all(records)
+            records.values.clear()  # here, and not when the answer comes, they are still in the processor's cache
+            places = await places_to_come
         refusals: list[Refusal] = []
         if not events.refused and not events.warnings and places.count("kafka") == len(places):  # as is usual
             results = answers.accepted_results(records.keys, b"kafka")
@@ -169,12 +173,12 @@ class EventBatch(Endpoint):
         refused(self.stream.name, "503", "ServiceUnavailableError", len(refusals))
         return 200 if records else 422, answers.batch(bool(records), results, warnings)
 
-    def _result(self, index: int, record: Record, warnings: Sequence[Warning], place: Durability | Refusal) -> bytes:
+    def _result(self, index: int, event_id: bytes, warnings: Sequence[Warning], place: Durability | Refusal) -> bytes:
         if isinstance(place, Exception):
             error = Unavailable(str(place), code=place.reason)
-            return answers.unavailable_result(index, record.key, error.payload())
+            return answers.unavailable_result(index, event_id, error.payload())
         self.warn(warnings)
-        return answers.accepted_result(index, record.key, place.encode(), warnings)
+        return answers.accepted_result(index, event_id, place.encode(), warnings)
 
 
 def batch_warnings(batch: Batch) -> list[Warning]:

@@ -11,7 +11,7 @@ process may die between Kafka's answer and the spool's.
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 import structlog
@@ -107,7 +107,7 @@ class KafkaOutbox:
                 self._breaker.record(False, self._loop.time())
         return asyncio.shield(self._spool_soon([record]))
 
-    async def publish_all(self, records: Records) -> list[Durability | Refusal]:
+    def publish_all(self, records: Records) -> Awaitable[list[Durability | Refusal]]:
         """What `publish` would have said of each: one wait a batch, not one a record."""
         places: list[tuple[Batch | PublisherRefusal, int]] = []
         if self._breaker.admits(self._loop.time()):
@@ -117,13 +117,7 @@ class KafkaOutbox:
                 self._breaker.record(False, self._loop.time())
                 places.pop()
         spooled = records.since(sum(count for _, count in places))
-        spooling = self._spool_soon(spooled) if spooled else None
-        results: list[Durability | Refusal] = []
-        for place, count in places:
-            results += [await place.durable if isinstance(place, Batch) else place] * count
-        if spooling is not None:
-            results += [await asyncio.shield(spooling)] * len(spooled)
-        return results
+        return _results(places, self._spool_soon(spooled) if spooled else None, len(spooled))
 
     def _known(self, refusal: Refusal) -> asyncio.Future[Durability | Refusal]:
         future: asyncio.Future[Durability | Refusal] = self._loop.create_future()
@@ -271,6 +265,19 @@ class KafkaOutbox:
         if leaving := list(self._leaving):
             await self._spool.remove(leaving)
             self._leaving.difference_update(leaving)
+
+
+async def _results(
+    places: Sequence[tuple[Batch | PublisherRefusal, int]],
+    spooling: asyncio.Task[Durability | SpoolRefusal] | None,
+    spooled: int,
+) -> list[Durability | Refusal]:
+    results: list[Durability | Refusal] = []
+    for place, count in places:
+        results += [await place.durable if isinstance(place, Batch) else place] * count
+    if spooling is not None:
+        results += [await asyncio.shield(spooling)] * spooled
+    return results
 
 
 def _identity(record: Record) -> tuple[str, bytes | None, bytes, int]:

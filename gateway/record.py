@@ -1,6 +1,5 @@
 """What the gateway hands on: Kafka records, one or those of a request."""
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 OVERHEAD_BYTES = 100  # what a record costs beyond its key and value, in Kafka or in the spool, generously
@@ -68,6 +67,3 @@ class Records:
 
     def since(self, first: int) -> list[Record]:
         return [self[index] for index in range(first, len(self))]
-
-    def __iter__(self) -> Iterator[Record]:
-        return map(self.__getitem__, range(len(self)))

@@ -19,7 +19,7 @@ from gateway import app as composition
 from gateway.asgi import ASGIApp
 from gateway.kafka_batch import PublisherRefusal
 from gateway.metrics import Metrics
-from gateway.record import Durability, Record
+from gateway.record import Durability, Record, Records
 from gateway.registry import Registry, RegistryFile
 from gateway.settings import GatewaySettings
 from gateway.spool import SpoolRefusal
@@ -102,9 +102,14 @@ class RecordingOutbox:
         future.set_result(self._place(record))
         return future
 
-    async def publish_all(self, records: Sequence[Record]) -> list[Durability | Refusal]:
+    def publish_all(self, records: Records) -> asyncio.Future[list[Durability | Refusal]]:
         assert records, "nobody asks for nothing"
-        return [self._place(record) for record in records]
+        future: asyncio.Future[list[Durability | Refusal]] = asyncio.get_running_loop().create_future()
+        try:
+            future.set_result([self._place(record) for record in records.since(0)])
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def _place(self, record: Record) -> Durability | Refusal:
         if isinstance(self.fault, Refusal):

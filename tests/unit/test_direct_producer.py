@@ -304,6 +304,21 @@ def test_the_bytes_of_a_request_are_those_that_aiokafka_makes(
     assert OneBatchRequest(*fields).build(version).encode() == ProduceRequest(*fields).build(version).encode()
 
 
+async def test_a_batch_that_was_sent_waits_for_no_collector(kafka: ScriptedKafka, producer: DirectProducer) -> None:
+    """A megabyte each, which the collector would not see for thousands of them."""
+    await send(producer, P0, b"first")
+    await idle()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            await send(producer, P0, b"another")
+        await idle()
+        assert gc.collect() < 10
+    finally:
+        gc.enable()
+
+
 # What Kafka answers
 
 

@@ -1,4 +1,4 @@
-"""Requests leave no cycles behind: the collector may rest, as `gateway.__main__` tells it to, and memory stays flat."""
+"""Requests leave no cycles behind: the collector may rest, as `schemas.memory` tells it to, and memory stays flat."""
 
 import asyncio
 import gc

@@ -267,7 +267,7 @@ async def test_one_caller_who_is_cancelled_does_not_hurt_the_others(gateway: Gat
 
 async def test_all_of_a_batch_are_delivered_with_one_wait(gateway: Gateway) -> None:
     await gateway.start()
-    task = asyncio.create_task(gateway.outbox.publish_all(together(*map(record, range(100)))))
+    task = asyncio.ensure_future(gateway.outbox.publish_all(together(*map(record, range(100)))))
     await gateway.answer_for(1)
     assert await task == ["kafka"] * 100
     assert len(gateway.flights) == 1
@@ -283,11 +283,25 @@ async def test_all_of_a_batch_go_to_the_spool_when_kafka_hangs(gateway: Gateway)
     assert len(gateway.spool.appends[-1]) == 10  # one append for all of them
 
 
+@pytest.mark.parametrize("breaker", ["closed", "open"])
+async def test_a_batch_is_taken_at_once(gateway: Gateway, breaker: str) -> None:
+    """Its caller may forget what it was while it still waits to hear where it is."""
+    await gateway.start()
+    if breaker == "open":
+        await gateway.open_the_breaker()
+    records = together(*map(record, range(20, 30)))
+    values = list(records.values)
+    places = gateway.outbox.publish_all(records)
+    records.values.clear()
+    assert await places == ["spool"] * 10
+    assert [each.value for each in gateway.spool.appends[-1]] == values
+
+
 async def test_each_of_a_batch_has_its_own_fate(gateway: Gateway) -> None:
     """One too large, and one too many: the others do not suffer."""
     await gateway.start()
     records = [record(0), record(1, size=BATCH_BYTES_MAX), record(2), *(record(n, size=9_000) for n in range(3, 10))]
-    task = asyncio.create_task(gateway.outbox.publish_all(together(*records)))
+    task = asyncio.ensure_future(gateway.outbox.publish_all(together(*records)))
     await gateway.answer_for(1)
     first, too_large, third, *large = await task
     assert (first, third) == ("kafka", "kafka")
@@ -304,7 +318,7 @@ async def test_what_kafka_cannot_be_asked_about_is_spooled(gateway: Gateway) -> 
     gateway.kafka.leaders = {}
     await gateway.start()
     records = [record(0), record(1)._replace(scope=b"shop"), record(2)]
-    task = asyncio.create_task(gateway.outbox.publish_all(together(*records)))
+    task = asyncio.ensure_future(gateway.outbox.publish_all(together(*records)))
     await idle()
     assert [kept.key for kept in gateway.spool.kept.values()] == [b"k001", b"k002"]
     assert gateway.outbox._breaker._consecutive == 1
@@ -318,7 +332,7 @@ async def test_a_rescue_is_not_done_again_by_who_looks_late(gateway: Gateway) ->
     gateway.kafka.leaders = led_by(1, 2) | led_by(1, topic=OTHER)
     await gateway.start()
     first, second = (record(n)._replace(scope=b"shop") for n in range(2))  # whose keys say: partitions 1 and 0
-    task = asyncio.create_task(gateway.outbox.publish_all(together(first, second)))
+    task = asyncio.ensure_future(gateway.outbox.publish_all(together(first, second)))
     [neighbour] = gateway.publish(record(2)._replace(partition=0))
     await idle()
     [flight] = [flight for flight in gateway.flights if flight.partition == 0]
