@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from gateway import answers, event_ids
-from gateway.asgi import Receive
+from gateway.asgi import SAME_HEAD, Message, Receive, Respond
 from gateway.body import ClientDisconnected, is_ndjson, read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
 from gateway.intake import PreparedAlike, Sender, prepare, prepare_alike
 from gateway.outbox import Refusal
+from gateway.quotas import Limit
 from gateway.record import OVERHEAD_BYTES, Durability, Record, Records
 from gateway.requests import Request
 from schemas.batches import Batch, TooManyEvents, of_event, parse_batch
@@ -80,9 +81,19 @@ class EventBatch(Endpoint):
 
     async def _answer(self, request: Request, receive: Receive) -> tuple[int, bytes]:
         caller, limits = self._admit(request)
-        quotas = self.services.quotas
-        quotas.admit(limits, time.monotonic())
+        self.services.quotas.admit(limits, time.monotonic())
         key = event_ids.requested(request, chars_max=event_ids.BATCH_KEY_CHARS_MAX)
+        sender = self._sender(request, caller)
+        offer = request.scope.get("extensions", {}).get(SAME_HEAD)
+        if offer is not None and key is None and not request.query:
+            offer(SameBatchCaller(self, request, limits, sender))
+        return await self.take(request, receive, limits, sender, key)
+
+    async def take(
+        self, request: Request, receive: Receive, limits: Sequence[Limit], sender: Sender, key: str | None
+    ) -> tuple[int, bytes]:
+        """The batch of a caller who is let in. Raises what `read_body` raises, Invalid, BatchTooLong, Unavailable."""
+        quotas = self.services.quotas
         try:
             batch = self._parse(request, await self._read(request, receive))
         except (GatewayError, Invalid, ClientDisconnected):
@@ -92,7 +103,7 @@ class EventBatch(Endpoint):
         self.received(request, len(batch.events))
         if limits:
             request.answer_headers += quotas.spend(limits, len(batch.events), time.monotonic())
-        events = await self._prepare(request, self._sender(request, caller), batch, key)
+        events = await self._prepare(request, sender, batch, key)
         return await self._publish(events, batch_warnings(batch))
 
     async def _read(self, request: Request, receive: Receive) -> bytes:
@@ -179,6 +190,44 @@ class EventBatch(Endpoint):
             return answers.unavailable_result(index, event_id, error.payload())
         self.warn(warnings)
         return answers.accepted_result(index, event_id, place.encode(), warnings)
+
+
+class SameBatchCaller:
+    """As `single_event.SameCaller`, of batches: what the head of the `request` has said holds for them too."""
+
+    def __init__(self, endpoint: EventBatch, request: Request, limits: Sequence[Limit], sender: Sender) -> None:
+        self._endpoint = endpoint
+        self._registry = endpoint.door.registry
+        self._scope = request.scope
+        self._headers = tuple(request.answer_headers)
+        self._limits = limits
+        self._sender = sender
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, body: bytes, respond: Respond) -> bool:
+        if self._endpoint.door.registry is not self._registry:
+            return False
+        task = asyncio.get_running_loop().create_task(self._answer(body, respond))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _answer(self, body: bytes, respond: Respond) -> None:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body}
+
+        endpoint, limits = self._endpoint, self._limits
+        request = Request(self._scope, time.time_ns() // 1_000_000)
+        request.answer_headers += self._headers
+        try:
+            endpoint.services.quotas.admit(limits, time.monotonic())
+            status, answer = await endpoint.take(request, receive, limits, self._sender, None)
+        except (Exception, asyncio.CancelledError) as error:
+            refusal = endpoint.refusal(error)
+            endpoint.refused(request, str(refusal.status), refusal.type)
+            respond(refusal.status, refusal.body(), [*refusal.headers, *request.answer_headers])
+        else:
+            respond(status, answer, request.answer_headers)
 
 
 def batch_warnings(batch: Batch) -> list[Warning]:

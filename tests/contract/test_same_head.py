@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -661,11 +661,14 @@ def test_a_place_that_nobody_will_tell_is_a_500(
 COUNTED = {f"gateway_{name}_total" for name in ("events_received", "events_accepted", "events_refused", "warnings")}
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
+@EACH_ENDPOINT
+@pytest.mark.parametrize("is_batch", [False, True], ids=["single", "batch"])
 def test_every_event_is_accepted_or_refused(
-    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: Endpoint, is_batch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over the real outbox: Kafka takes a batch, refuses one, does not answer; the spool takes them, then is full."""
+    if is_batch:
+        endpoint = replace(endpoint, path=f"{endpoint.path}/batch")
 
     async def talk(are_made: bool) -> tuple[list[list[tuple[int, bytes]]], dict[Any, float], int]:
         kafka = FakeKafka({})
@@ -694,7 +697,8 @@ def test_every_event_is_accepted_or_refused(
 
         async def say(kafka_answers: str) -> None:
             for wire, body in zip(wires, bodies, strict=True):
-                wire.send(event(endpoint, body if found else endpoint.body).bytes)
+                sent = body if found else endpoint.body
+                wire.send(event(endpoint, b"[%b]" % sent if is_batch else sent).bytes)
             await asyncio.sleep(0.1)
             for flight in kafka.flights:
                 if not flight.reply.done():
