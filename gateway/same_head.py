@@ -1,4 +1,4 @@
-"""Requests whose head is that of the one before: who sends events one by one repeats it, all but its Content-Length.
+"""Requests whose head is that of the one before: who sends events or batches repeats it, all but its Content-Length.
 
 What follows from a head alone, who calls for example, need not be found out again. So where an application asks for it
 (`asgi.SAME_HEAD`), a connection compares the next request with that head, and hands over the body alone: no parser, no
