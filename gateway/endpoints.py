@@ -7,14 +7,14 @@ at thousands of events a second a framework's request and middleware would cost 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import structlog
 
 from gateway import bots, cors, privacy
-from gateway.asgi import Receive, Scope, Send, respond
+from gateway.asgi import SAME_HEAD, Receive, SameHead, Scope, Send, respond
 from gateway.body import ByteBudget, ClientDisconnected
 from gateway.callers import Caller, Door
 from gateway.client_address import ClientAddress
@@ -133,6 +133,12 @@ class Endpoint:
         owner = caller.owner
         address = None if owner.address_quota is None else self.services.addresses.of(request.scope)
         return caller, self.door.limits(self.services.quotas, caller, address)
+
+    def _offer(self, request: Request, event_id: str | None) -> Callable[[SameHead], None] | None:
+        """Where a SameHead is taken, if all of the head holds for another request: it names no `event_id`, and its
+        query says nothing."""
+        offer: Callable[[SameHead], None] | None = request.scope.get("extensions", {}).get(SAME_HEAD)
+        return offer if event_id is None and not request.query else None
 
     def _sender(self, request: Request, caller: Caller) -> Sender:
         """What of the caller goes into its events."""

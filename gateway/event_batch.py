@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from gateway import answers, event_ids
-from gateway.asgi import SAME_HEAD, Message, Receive, Respond
+from gateway.asgi import Message, Receive, Respond
 from gateway.body import ClientDisconnected, is_ndjson, read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import BatchTooLong, GatewayError, Unavailable
@@ -84,8 +84,7 @@ class EventBatch(Endpoint):
         self.services.quotas.admit(limits, time.monotonic())
         key = event_ids.requested(request, chars_max=event_ids.BATCH_KEY_CHARS_MAX)
         sender = self._sender(request, caller)
-        offer = request.scope.get("extensions", {}).get(SAME_HEAD)
-        if offer is not None and key is None and not request.query:
+        if (offer := self._offer(request, key)) is not None:
             offer(SameBatchCaller(self, request, limits, sender))
         return await self.take(request, receive, limits, sender, key)
 

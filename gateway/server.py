@@ -136,6 +136,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         data = self._shared.view[:size]
         find = self._shared.buffer.find
         body_at = 0 if self._in_message and not self._in_head else find(b"\r\n\r\n", 0, size) + 4
+        # 3: no head ends here.
         heads_end = size if body_at == 3 or find(b"\r", body_at, size) >= 0 else body_at
         if find(b"pgrade:", 0, heads_end) >= 0 or find(b"PGRADE:", 0, heads_end) >= 0:
             return _UPGRADE.sub(_IGNORED, data)

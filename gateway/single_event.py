@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from gateway import answers, event_ids
-from gateway.asgi import SAME_HEAD, Header, Receive, Respond
+from gateway.asgi import Header, Receive, Respond
 from gateway.body import read_body
 from gateway.endpoints import Endpoint
 from gateway.errors import PayloadTooLarge, Unavailable
@@ -35,8 +35,8 @@ class SingleEvent(Endpoint):
         event_id = event_ids.requested(request)
         sender = self._sender(request, caller)
         event = await self._event(request, receive)
-        offer = request.scope.get("extensions", {}).get(SAME_HEAD)
-        if offer is not None and event_id is None and not request.query and b"content-encoding" not in request.headers:
+        offer = self._offer(request, event_id)
+        if offer is not None and b"content-encoding" not in request.headers:
             offer(SameCaller(self, registry, limits, sender, headers))
         record, warnings = self.prepare(sender, event, request.received_ms, event_id)
         del event  # not kept while we wait

@@ -123,13 +123,13 @@ class _ColumnValidator:
     looked up in half of pydantic's time."""
 
     def __init__(self, schemas: dict[str, core_schema.CoreSchema]) -> None:
-        self._types = [(name, types) for name, schema in schemas.items() if (types := _types(schema))]
-        self._others = [name for name, schema in schemas.items() if not _types(schema)]
+        self._types = {name: types for name, schema in schemas.items() if (types := _types(schema))}
+        self._others = [name for name in schemas if name not in self._types]
         columns = (core_schema.tuple_schema([schemas[name]], variadic_item_index=0) for name in self._others)
         self._look_at = SchemaValidator(core_schema.tuple_schema([*columns]), CoreConfig(strict=True)).validate_python
 
     def are_right(self, columns: Columns) -> bool:
-        for name, types in self._types:
+        for name, types in self._types.items():
             if not types.issuperset(map(type, columns[name])):
                 return False
         try:

@@ -462,15 +462,21 @@ QUOTAS = {
 }
 
 
+def over_time(*requests: Sent) -> list[Step]:
+    """All of them, again and again: at once, with pauses, and after long ones."""
+    steps: list[Step] = []
+    for pass_s in [0.0] * 5 + [1.0] * 4 + [0.0] * 3 + [0.3] * 9 + [100.0] + [0.0] * 6:
+        steps.append(lambda gateway, pass_s=pass_s: gateway.clock.pass_(pass_s))  # type: ignore[misc]
+        steps += requests
+    return steps
+
+
 @EACH_ENDPOINT
 @pytest.mark.parametrize("kind", QUOTAS)
 def test_quotas(endpoint: Endpoint, kind: str, held: Hold) -> None:
     """Whoever is refused learns of it, is counted, and is let in again when there is room."""
-    steps: list[Step] = []
-    for pass_s in [0.0] * 5 + [1.0] * 4 + [0.0] * 3 + [0.3] * 9 + [100.0] + [0.0] * 6:
-        steps.append(lambda gateway, pass_s=pass_s: gateway.clock.pass_(pass_s))  # type: ignore[misc]
-        steps += [event(endpoint, body, peer) for peer in (PEER, "203.0.113.78") for body in (endpoint.body, b"{")]
-    seen, taken = held(steps, registry(QUOTAS[kind]))
+    requests = [event(endpoint, body, peer) for peer in (PEER, "203.0.113.78") for body in (endpoint.body, b"{")]
+    seen, taken = held(over_time(*requests), registry(QUOTAS[kind]))
     assert {200, 422, 429} == set(statuses(seen))
     assert taken.count(False) < 12  # who is refused from the first on offers nothing
     assert any(status == 429 and is_taken for status, is_taken in zip(statuses(seen), taken, strict=True))

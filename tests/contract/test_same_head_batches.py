@@ -7,6 +7,7 @@ import pytest
 
 from tests.contract.gateway_under_test import BROWSER, ENDPOINTS, OTHER_TOKEN, Endpoint, registry
 from tests.contract.test_same_head import (
+    EACH_ENDPOINT,
     FAULTS,
     HEADS,
     PEER,
@@ -22,6 +23,7 @@ from tests.contract.test_same_head import (
     held,
     named,
     odd,
+    over_time,
     reload,
     some_bodies,
     statuses,
@@ -29,7 +31,6 @@ from tests.contract.test_same_head import (
 
 __all__ = ["held"]  # a fixture
 
-EACH_ENDPOINT = pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
 EVENTS_MAX = 6
 REQUEST_BYTES_MAX = 20_000
 
@@ -147,11 +148,8 @@ def test_a_batch_that_is_too_large(endpoint: Endpoint, held: Hold) -> None:
 @EACH_ENDPOINT
 @pytest.mark.parametrize("kind", QUOTAS)
 def test_quotas(endpoint: Endpoint, kind: str, held: Hold) -> None:
-    steps: list[Step] = []
-    for pass_s in [0.0] * 5 + [1.0] * 4 + [0.0] * 3 + [0.3] * 9 + [100.0] + [0.0] * 6:
-        steps.append(lambda gateway, pass_s=pass_s: gateway.clock.pass_(pass_s))  # type: ignore[misc]
-        steps += [batch(endpoint, body, peer) for peer in (PEER, "203.0.113.78") for body in (None, b"{")]
-    seen, taken = held(steps, registry(QUOTAS[kind]))
+    requests = [batch(endpoint, body, peer) for peer in (PEER, "203.0.113.78") for body in (None, b"{")]
+    seen, taken = held(over_time(*requests), registry(QUOTAS[kind]))
     assert {200, 422, 429} == set(statuses(seen))
     assert any(status == 429 and is_taken for status, is_taken in zip(statuses(seen), taken, strict=True))
 
