@@ -18,8 +18,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +36,9 @@ PORTS_FREE_S_MAX = 1.0
 # Below the ranges from which Linux (32768) and macOS (49152) take ports for outgoing connections: a port
 # from those may be lost to a client while its server restarts, and a client that retries may even connect
 # to itself.
-FREE_PORTS = range(20_000, 30_000)
+FREE_PORTS = range(20_000, 32_768)
+PORTS_HELD_MAX = 256
+_held_ports: deque[socket.socket] = deque()
 
 
 class Failure(Exception):
@@ -316,9 +320,29 @@ def refuse_busy_ports(options: Mapping[int, str]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now. Nothing keeps them free; a server that is started at once will get them."""
+    """Ports that nobody has. On Linux this process holds the newest PORTS_HELD_MAX of them until it ends: nobody else
+    is given them, by this function or by the kernel, while a server that is told to take one gets it."""
     shuffled = random.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS))
-    return list(islice(filter(is_port_free, shuffled), count))
+    return list(islice(filter(_take, shuffled), count))
+
+
+def _take(port: int) -> bool:
+    holder = socket.socket()
+    try:
+        holder.bind((HOST, port))
+    except OSError:
+        holder.close()
+        return False
+    if sys.platform != "linux":  # a server could not bind what we hold
+        holder.close()
+        return is_port_free(port)
+    # Set only now: a port that somebody else holds must not pass for a free one. Servers set it, too, and two such
+    # sockets may share a port as long as one of them does not listen.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _held_ports.append(holder)
+    if len(_held_ports) > PORTS_HELD_MAX:
+        _held_ports.popleft().close()
+    return True
 
 
 def answers(port: int, path: str) -> bool:

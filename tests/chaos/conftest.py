@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import process
 from deploy.local.stack import STORES, Ports, Stack
 from tests.chaos.load import Figures, table
 
@@ -19,10 +18,6 @@ FIRST_SEED = int(os.environ.get("CHAOS_FIRST_SEED", "1"))
 OUTAGE_S = float(os.environ.get("CHAOS_OUTAGE_S", "5"))
 DESIGN_PATH = Path(__file__).parents[2] / "gateway" / "DESIGN.md"
 TABLE_MARKERS = ("<!-- chaos: written by make chaos -->\n", "<!-- /chaos -->")
-
-# Others than those of the tests that run beside these: nothing holds a port between its choice and its use, nor while
-# its server is down.
-process.FREE_PORTS = range(30_000, 32_768)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

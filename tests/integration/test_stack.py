@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -180,6 +181,27 @@ def test_free_ports_are_free_and_apart() -> None:
     assert all(map(is_port_free, ports))
     with socket.create_server((HOST, ports[0])):
         assert not is_port_free(ports[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a server have a port that another holds for it")
+def test_nobody_else_is_given_a_port_before_its_server_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "FREE_PORTS", taken := free_ports(4))
+    assert free_ports(4) == []
+    another = f"from deploy.local import process; process.FREE_PORTS = {taken}; print(process.free_ports(4))"
+    assert subprocess.check_output([sys.executable, "-c", another], text=True) == "[]\n"
+    for _ in range(2):  # and once more when the server is restarted
+        with socket.create_server((HOST, taken[0])):
+            pass
+    assert free_ports(4) == []
+
+
+def test_only_so_many_ports_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PORTS_HELD_MAX", 3)
+    monkeypatch.setattr(process, "_held_ports", held := deque())
+    free_ports(5)
+    assert len(held) <= 3
+    for holder in held:
+        holder.close()
 
 
 def test_a_lock_has_one_holder(tmp_path: Path) -> None:
