@@ -6,7 +6,6 @@ of a letter is where it lies and why, never the record itself: LETTERS_MAX of th
 """
 
 import asyncio
-import contextlib
 import re
 import time
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from consumer.dead_letters import SCHEMA_VERSION, WRITE_TIMEOUT_S
 from consumer.group import Group
 from consumer.migrations import DEAD_LETTER_SUFFIX
 from consumer.reader import LogReader
-from consumer.source import CLOSE_TIMEOUT_S, KafkaUnavailable
+from consumer.source import KafkaUnavailable
+from schemas import kafka
 
 LETTERS_MAX = 1_000_000
 
@@ -125,14 +125,12 @@ class Marks:
         try:
             await self._producer.start()
         except (KafkaError, OSError) as error:
-            await self._producer.stop()
+            await kafka.stop(self._producer)
             raise KafkaUnavailable(repr(error)) from error
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        # An idempotent producer waits for Kafka without end, in `stop` too.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._producer.stop(), CLOSE_TIMEOUT_S)
+        await kafka.stop(self._producer)
 
     async def mark(self, letter: Letter, state: str) -> None:
         """Acknowledged by all in-sync replicas when this returns."""

@@ -41,7 +41,7 @@ class DeadLetters:
         except (KafkaError, OSError, TimeoutError) as error:
             raise KafkaUnavailable(repr(error)) from error
         finally:
-            await producer.stop()
+            await kafka.stop(producer)
 
     async def _copy(
         self,

@@ -54,12 +54,12 @@ class Group:
         try:
             await self._admin.start()
         except (KafkaError, OSError) as error:
-            await self._admin.close()
+            await kafka.stop(self._admin)
             raise KafkaUnavailable(repr(error)) from error
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        await self._admin.close()
+        await kafka.stop(self._admin)
 
     async def commits(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, str]]:
         """Offset and metadata of each partition that has a commit."""
@@ -107,7 +107,7 @@ class Group:
         except (KafkaError, OSError) as error:
             raise KafkaUnavailable(repr(error)) from error
         finally:
-            await consumer.stop()
+            await kafka.stop(consumer)
 
     async def partitions(self, topics: Iterable[str]) -> list[TopicPartition]:
         """Of those of the topics that there are, in order."""

@@ -191,19 +191,27 @@ class Consumer:
     async def assigned(self, partitions: set[TopicPartition]) -> None:
         await self._cancel_workers()
         if partitions:
-            for partition, start in (await self._starts(partitions)).items():
+            starts: dict[TopicPartition, Start] = {}
+            try:
+                starts = await self._starts(partitions)
+            except (Exception, asyncio.CancelledError) as error:
+                _reraise_own_cancellation(error)
+                log.exception("the group's offsets cannot be read, each partition will ask for its own")
+            for partition in partitions:
                 self._source.pause(partition)
                 self._paused.add(partition)
-                self._tasks[partition] = asyncio.create_task(self._own(partition, start), name=_name(partition))
+                self._tasks[partition] = asyncio.create_task(
+                    self._own(partition, starts.get(partition)), name=_name(partition)
+                )
             log.info("partitions assigned", partitions=[_name(tp) for tp in sorted(partitions)])
         self._metrics.partitions.set(len(partitions))
         self._assigned_once = True
 
-    async def _own(self, partition: TopicPartition, start: Start) -> None:
+    async def _own(self, partition: TopicPartition, start: Start | None) -> None:
         """One partition, until cancelled, drained or fenced. What nobody foresaw is tried again from the ledger."""
         while True:
             try:
-                return await self._consume(partition, start)
+                return await self._consume(partition, start or (await self._starts({partition}))[partition])
             except Fenced as error:
                 # A rebalance is on its way to us; it makes new workers.
                 log.warning("fenced: the group has moved on", partition=_name(partition), error=str(error))
@@ -211,11 +219,12 @@ class Consumer:
             except (ledger.UnreadableIntent, LogTruncated) as error:
                 self._halt(partition, str(error))
                 return None
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                _reraise_own_cancellation(error)
                 log.exception("worker failed, will begin again", partition=_name(partition), retry_s=WORKER_RETRY_S)
                 self._failed[partition] = f"{type(error).__name__}: {error}"
             await asyncio.sleep(WORKER_RETRY_S)
-            [start] = (await self._starts({partition})).values()
+            start = None
 
     async def _consume(self, partition: TopicPartition, start: Start) -> None:
         """From where the ledger says. Raises Fenced, UnreadableIntent, LogTruncated."""
@@ -280,6 +289,14 @@ class Consumer:
         self._pace.forget()
         self._metrics.stopped_partitions.set(0)
         self._metrics.partitions.set(0)
+
+
+def _reraise_own_cancellation(error: BaseException) -> None:
+    """Any other CancelledError came out of a library, of a task that it cancelled itself: a fault like another. To let
+    it through would end our task without a word."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
 
 
 def _name(partition: TopicPartition) -> str:

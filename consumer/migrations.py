@@ -125,4 +125,4 @@ async def create_topics(settings: ConsumerSettings) -> None:
             elif error is not TopicAlreadyExistsError:
                 raise MigrationError(f"Kafka refused topic {topic}: {error.__name__}: {message}")
     finally:
-        await admin.close()
+        await kafka.stop(admin)

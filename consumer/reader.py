@@ -1,7 +1,6 @@
 """Reads records by their coordinates, outside of any group: single ones, or ranges of them."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -11,7 +10,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from consumer.source import KafkaUnavailable
+from schemas import kafka
 
+START_TIMEOUT_S = 30.0
 FETCH_TIMEOUT_MS = 5_000
 POLL_TIMEOUT_MS = 100
 STOP_TIMEOUT_S = 1.0
@@ -30,19 +31,19 @@ class LogReader:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._consumer.start()
-            # It knows no topics yet, and asks for none of its own accord. (That it waits here has another use:
-            # aiokafka cannot stop a consumer whose tasks have not begun to run.)
-            await self._consumer._client.force_metadata_update()
-        except (KafkaError, OSError) as error:
-            await self._consumer.stop()
-            raise KafkaUnavailable(repr(error)) from error
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._consumer.start()
+                # It knows no topics yet, and asks for none of its own accord.
+                await self._consumer._client.force_metadata_update()
+        except BaseException as error:
+            await kafka.stop(self._consumer, STOP_TIMEOUT_S)
+            if isinstance(error, KafkaError | OSError):
+                raise KafkaUnavailable(repr(error)) from error
+            raise
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        # aiokafka forgets that it was told to stop if that meets a change of partitions; told again, it does.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._consumer.stop(), STOP_TIMEOUT_S)
+        await kafka.stop(self._consumer, STOP_TIMEOUT_S)
 
     async def record(self, partition: TopicPartition, offset: int) -> "ConsumerRecord[bytes, bytes] | None":
         """The record at `offset`, or the first one behind it; None if Kafka holds neither, or gives none in time."""

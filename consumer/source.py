@@ -123,17 +123,10 @@ class KafkaSource:
             raise KafkaUnavailable(repr(error)) from error
 
     async def stop(self) -> None:
-        """Leave the group, or at least the process: with Kafka away this takes CLOSE_TIMEOUT_S at most."""
-        consumer, self._consumer = self._consumer, None
-        admin, self._admin = self._admin, None
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                if consumer is not None:
-                    await consumer.stop()
-                if admin is not None:
-                    await admin.close()
-        except (KafkaError, OSError, TimeoutError) as error:
-            log.warning("kafka did not let go in time", error=repr(error))
+        """Leave the group, or at least the process: with Kafka away this takes little more than CLOSE_TIMEOUT_S."""
+        clients = [client for client in (self._consumer, self._admin) if client is not None]
+        self._consumer = self._admin = None
+        await asyncio.gather(*(kafka.stop(client, CLOSE_TIMEOUT_S) for client in clients))
 
     async def poll(self, timeout_ms: int, partitions: Collection[TopicPartition]) -> dict[TopicPartition, list[Slab]]:
         """Records of these partitions, POLL_SLABS_MAX slabs at most. Raises OutOfRange or KafkaUnavailable.

@@ -24,6 +24,7 @@ from gateway.direct_producer import DirectProducer
 from gateway.kafka_batch import Batch, Lane, Outcome, PublisherRefusal
 from gateway.metrics import Metrics
 from gateway.record import Record, Records
+from schemas import kafka
 
 log = structlog.get_logger(__name__)
 
@@ -147,7 +148,7 @@ class KafkaPublisher:
             task.cancel()
         await asyncio.gather(*self._deliveries, return_exceptions=True)
         if producer is not None:
-            await _close(producer, max(0.0, ends_at - self._loop.time()))
+            await kafka.stop(producer, max(0.0, ends_at - self._loop.time()))
 
     def _dispatch_soon(self) -> None:
         """On the first turn of the loop that brings no more records, so that what arrives together goes together: the
@@ -266,7 +267,7 @@ class KafkaPublisher:
     async def _connect(self, replaced: DirectProducer | None = None) -> None:
         """Until there is a producer that knows every topic."""
         if replaced is not None:
-            await _close(replaced, CONNECT_TIMEOUT_S)
+            await kafka.stop(replaced, CONNECT_TIMEOUT_S)
             for task, producer in list(self._deliveries.items()):
                 if producer is replaced:
                     task.cancel()  # nobody will answer for it any more
@@ -285,23 +286,22 @@ class KafkaPublisher:
                     await producer.start()
                     for topic in self._topics:
                         await producer.partitions_for(topic)
-            except asyncio.CancelledError:
-                await _close(producer, CONNECT_TIMEOUT_S)
-                raise
-            except Exception as error:  # whatever it is: nothing is lost, and nobody else would try again
+            except (Exception, asyncio.CancelledError) as error:
+                # Whatever it is: nothing is lost, and nobody else would try again. aiokafka swallows cancellations of
+                # ours, and raises some that are none.
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
-                if self.unready_reason != reason:
+                if self.unready_reason != reason and not self._stopping:
                     log.warning("cannot use kafka yet", reason=reason, topics=self._topics)
                     self.unready_reason = reason
-                await _close(producer, CONNECT_TIMEOUT_S)
-                if self._stopping:  # aiokafka may swallow the cancellation
+                await kafka.stop(producer, CONNECT_TIMEOUT_S)
+                if self._stopping:
                     return
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, backoff_max_s)
             else:
                 break
         if self._stopping:
-            await _close(producer, CONNECT_TIMEOUT_S)
+            await kafka.stop(producer, CONNECT_TIMEOUT_S)
             return
         self._busy.clear()
         self._busy_brokers.clear()
@@ -316,13 +316,3 @@ def _partition_of_key(producer: DirectProducer, record: Record) -> int:
     if not partitions:
         raise PublisherRefusal("kafka_unavailable", "Kafka does not know the topic")
     return int((murmur2(record.key) & 0x7FFFFFFF) % len(partitions))  # Kafka counts them from 0, without a gap
-
-
-async def _close(producer: DirectProducer, timeout_s: float) -> None:
-    """With idempotence a batch never expires, so `stop` waits for as long as Kafka is away: it gets a limit."""
-    try:
-        async with asyncio.timeout(timeout_s):  # before Python 3.12, `wait_for` may swallow a cancellation
-            await producer.stop()
-    except (KafkaError, OSError, TimeoutError) as error:
-        log.warning("kafka producer did not stop in time", error=repr(error))
-        await producer.client.close()

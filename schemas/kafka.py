@@ -1,17 +1,29 @@
-"""How both processes reach Kafka: settings as the keyword arguments that every aiokafka client takes.
+"""How both processes reach Kafka, and let go of it: settings as the keyword arguments that every aiokafka client takes,
+and the end of such a client.
 
 Whoever imports this has aiokafka's connections mended, too: `_or_kafka_error`.
 """
 
+import asyncio
 import functools
 import ssl
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
 
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError
 
 from schemas.settings import ProcessSettings
+
+log = structlog.get_logger(__name__)
+
+STOP_TIMEOUT_S = 5.0
+TOLD_AGAIN_S = 1.0
+
+Client: TypeAlias = AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient
 
 
 def _or_kafka_error(send: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,6 +44,41 @@ def _or_kafka_error(send: Callable[..., Any]) -> Callable[..., Any]:
 
 AIOKafkaConnection.send = _or_kafka_error(AIOKafkaConnection.send)
 AIOKafkaConnection._send_sasl_token = _or_kafka_error(AIOKafkaConnection._send_sasl_token)
+
+
+async def stop(client: Client, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """End a client, started or not, in little more than `timeout_s`. Raises only CancelledError, for a caller that is
+    cancelled; the client ends all the same.
+
+    aiokafka's own `stop` waits for as long as Kafka is away. Some of its tasks overhear that they are to end, and need
+    to be told again. And when one of them ends as cancelled, it raises a CancelledError that is no cancellation of
+    whoever called it: a task that lets it through ends unseen, and the client's connections stay open.
+    """
+    await asyncio.shield(asyncio.ensure_future(_stop(client, timeout_s)))
+
+
+async def _stop(client: Client, timeout_s: float) -> None:
+    stopping = client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop()
+    if fault := await _fault(stopping, timeout_s):
+        log.info("a kafka client had to be stopped by force", client=type(client).__name__, fault=fault)
+        if isinstance(client, AIOKafkaConsumer) and client._fetcher is not None:
+            for task in (client._fetcher._fetch_task, *client._fetcher._pending_tasks):
+                task.cancel()
+        connections = client.client if hasattr(client, "client") else client._client
+        await _fault(connections.close(), TOLD_AGAIN_S)
+
+
+async def _fault(ending: Coroutine[Any, Any, None], timeout_s: float) -> str | None:
+    """Why it did not end, in its time, as it should; None if it did."""
+    task = asyncio.ensure_future(ending)
+    await asyncio.wait({task}, timeout=timeout_s)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=TOLD_AGAIN_S)
+        return f"not done after {timeout_s:g} s"
+    if task.cancelled():
+        return "a task of its own was cancelled"
+    return repr(error) if (error := task.exception()) else None
 
 
 class UnusableCertificate(OSError):

@@ -356,7 +356,7 @@ class Arena:
             assert int(self.value("SELECT sum(events) FROM rollup")) == expected, f"seed {self.seed}: rollup differs"
         self.command("audit", "--since", self.began)
 
-    def logs(self, lines: int = 8) -> str:
+    def logs(self, lines: int = 30) -> str:
         return "\n".join(
             line for consumer in self.consumers for line in [f"--- {consumer.name}", *consumer.last_lines(lines)]
         )

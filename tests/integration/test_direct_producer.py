@@ -4,16 +4,13 @@ Requests are given up sooner than a stopped Kafka goes on, so that it reads some
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from deploy.local import kafka
-from deploy.local.kafka import Release
-from deploy.local.process import HOST, Process, free_ports
+from deploy.local.process import HOST, Process
 from gateway.direct_producer import DirectProducer
 
 TOPIC = "direct"
@@ -24,19 +21,8 @@ SUSPENDED_S = 4.0
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[tuple[Process, int]]:
-    release = Release.locked()
-    kafka.fetch(release)
-    [port] = free_ports(1)
-    broker = kafka.broker(release, tmp_path, port, tmp_path / "kafka.log")
-    broker.start()
-    yield broker, port
-    broker.stop()
-
-
-@pytest.fixture
-async def producer(node: tuple[Process, int]) -> AsyncIterator[DirectProducer]:
-    _, port = node
+async def producer(own_kafka: tuple[Process, int]) -> AsyncIterator[DirectProducer]:
+    _, port = own_kafka
     admin = AIOKafkaAdminClient(bootstrap_servers=f"{HOST}:{port}")
     await admin.start()
     await admin.create_topics([NewTopic(TOPIC, num_partitions=len(PARTITIONS), replication_factor=1)])
@@ -65,8 +51,8 @@ async def log_of(port: int, partition: TopicPartition) -> list[bytes]:
         return values
 
 
-async def test_every_acknowledged_batch_is_there_once(node: tuple[Process, int], producer: DirectProducer) -> None:
-    broker, port = node
+async def test_every_acknowledged_batch_is_there_once(own_kafka: tuple[Process, int], producer: DirectProducer) -> None:
+    broker, port = own_kafka
     retried: list[int] = []  # sizes of what the routine had to send
     acknowledged = 0
     milestones = {len(PARTITIONS) * BATCHES * part // 6: asyncio.Event() for part in range(1, 6)}

@@ -52,7 +52,7 @@ class FakeKafka:
     in places, a start or stop that is cancelled ends as if it had not been."""
 
     leaders: dict[TopicPartition, int | None]
-    start_faults: list[Exception | None] = field(default_factory=list)
+    start_faults: list[BaseException | None] = field(default_factory=list)
     send_fault: Exception | None = None
     stop_hangs: bool = False
     swallows_cancellation: bool = False

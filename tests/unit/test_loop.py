@@ -2,19 +2,21 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from consumer.batch import Limits
-from consumer.loop import Consumer
+from consumer.loop import WORKER_RETRY_S, Consumer, Start
 from consumer.metrics import Metrics
 from consumer.pace import Pace
 from consumer.partition import PartitionWorker
 from consumer.raw_batches import Slab
 from consumer.settings import ConsumerSettings
 from consumer.source import TopicPartition
+from tests.unit import virtual_time
 from tests.unit.test_batch import Record
 
 PARTITIONS = [TopicPartition("t", number) for number in range(6)]
@@ -121,3 +123,61 @@ async def test_a_batch_that_fills_up_before_its_turn_gives_it_back() -> None:
     worker.feed([slab(10 * ROW_BYTES)])
     await turn
     assert pace.next_at(now) == pytest.approx(last + 1 / 8)
+
+
+# What nobody foresaw
+
+
+class Waiting:
+    """In place of what a worker does: raises what it is told to, then works until it is cancelled."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.errors = list(errors)
+        self.begun: list[Start] = []
+
+    async def __call__(self, _: TopicPartition, start: Start) -> None:
+        self.begun.append(start)
+        if self.errors:
+            raise self.errors.pop(0)
+        await asyncio.Event().wait()
+
+
+class Offsets:
+    """In place of what Kafka says of partitions."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.errors = list(errors)
+
+    async def __call__(self, partitions: set[TopicPartition]) -> dict[TopicPartition, Start]:
+        if self.errors:
+            raise self.errors.pop(0)
+        return {partition: Start(None, 0, partition.partition) for partition in partitions}
+
+
+UNFORESEEN = [KeyError("odd"), asyncio.CancelledError()]  # one of a library's own tasks was cancelled, not the worker
+
+
+@pytest.mark.parametrize("error", UNFORESEEN, ids=repr)
+@pytest.mark.parametrize("where", ["worker", "offsets", "both"])
+def test_what_nobody_foresaw_ends_no_worker(error: BaseException, where: str) -> None:
+    async def scenario() -> None:
+        consumer, _ = consumer_of(Source())
+        work = Waiting(*([] if where == "offsets" else [error]))
+        # The first time they are asked for all partitions together, then for one.
+        offsets = Offsets(*([] if where == "worker" else [error] * 2))
+        consumer._consume, consumer._starts = work, offsets  # type: ignore[method-assign]
+        consumer._landing = cast(Any, SimpleNamespace(alarms={}))
+        partition = PARTITIONS[2]
+        await consumer.assigned({partition})
+        [task] = consumer._tasks.values()
+        await asyncio.sleep(WORKER_RETRY_S / 2)
+        assert consumer.unready_reason == f"t/2 waits: {type(error).__name__}: {error}"
+        await asyncio.sleep(2 * WORKER_RETRY_S)
+        assert work.begun == [Start(None, 0, 2)] * (1 if where == "offsets" else 2)
+        assert not work.errors
+        assert not offsets.errors
+        assert not task.done()
+        await consumer.revoked()
+        assert task.cancelled()
+
+    virtual_time.run(scenario())

@@ -605,10 +605,17 @@ async def test_connects_idempotent_and_for_all_replicas(kafka: FakeKafka, start:
 
 @pytest.mark.parametrize(
     "fault",
-    [KafkaConnectionError("no broker"), OSError("no route"), TopicAuthorizationFailedError(), ValueError("odd"), None],
-    ids=["kafka", "os", "authorization", "unforeseen", "hangs"],
+    [
+        KafkaConnectionError("no broker"),
+        OSError("no route"),
+        TopicAuthorizationFailedError(),
+        ValueError("odd"),
+        asyncio.CancelledError(),
+        None,
+    ],
+    ids=["kafka", "os", "authorization", "unforeseen", "a cancellation of its own", "hangs"],
 )
-async def test_tries_again_until_it_connects(kafka: FakeKafka, start: Starter, fault: Exception | None) -> None:
+async def test_tries_again_until_it_connects(kafka: FakeKafka, start: Starter, fault: BaseException | None) -> None:
     kafka.start_faults = [fault] * 20
     publisher = await start()
     await asyncio.sleep(CONNECT_TIMEOUT_S + 0.1)
