@@ -54,6 +54,8 @@ class AuditTimer:
                 log.warning("audit failed for ClickHouse, the next one covers its time", error=str(error))
             except TooManyDeadLetters as error:
                 log.error("no audit is possible", error=str(error))
+            except Exception:  # nobody else would go on with it
+                log.exception("audit failed, the next one covers its time")
 
     async def audit(self) -> list[PartitionAudit]:
         """Raises what `consumer.audit.audit` raises."""

@@ -1,11 +1,14 @@
 """What an audit says, and what it asks ClickHouse for, without either store."""
 
+import asyncio
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
 from consumer import audit_report
 from consumer.audit_table import (
@@ -18,6 +21,9 @@ from consumer.audit_table import (
     runs,
     slices,
 )
+from consumer.audit_timer import AuditTimer
+from consumer.clickhouse import ClickHouseUnavailable
+from tests.unit import virtual_time
 
 
 @dataclass
@@ -99,3 +105,23 @@ def test_slices_cover_every_offset_once_and_cut_no_chunk() -> None:
             assert end == first
             assert end % CHUNK_OFFSETS == 0
         assert all(end - first <= 200_000 for first, end in covered)
+
+
+@pytest.mark.parametrize("error", [KafkaError("away"), ClickHouseUnavailable(0, "away"), KeyError("odd")], ids=repr)
+def test_an_audit_that_fails_is_not_the_last(error: Exception) -> None:
+    async def scenario() -> int:
+        nobody = cast(Any, None)
+        timer, audits = AuditTimer(nobody, nobody, nobody, interval_s=600), 0
+
+        async def fails() -> list[PartitionAudit]:
+            nonlocal audits
+            audits += 1
+            raise error
+
+        timer.audit = fails  # type: ignore[method-assign]
+        running = asyncio.ensure_future(timer.run())
+        await asyncio.sleep(1_801)
+        running.cancel()
+        return audits
+
+    assert virtual_time.run(scenario()) == 3
