@@ -12,6 +12,7 @@ __all__ = [
     "ASGIApp",
     "Header",
     "Message",
+    "OfferSameHead",
     "Receive",
     "Respond",
     "SameHead",
@@ -26,8 +27,7 @@ WHOLE = "sluice.response.whole"
 """Extension of our own server: a message of this type is a start and a body in one."""
 
 SAME_HEAD = "sluice.same_head"
-"""Extension of our own server: what is called with a SameHead, before a request is answered, has it answer those that
-follow on the connection with the same head."""
+"""Extension of our own server: an OfferSameHead."""
 
 JSON: Header = (b"content-type", b"application/json")
 
@@ -39,10 +39,19 @@ class Respond(Protocol):
 
 
 class SameHead(Protocol):
-    """Answers requests whose head is that of one before, byte for byte, but for the value of Content-Length."""
+    """Answers requests whose head is that of one before, byte for byte, but for the value of Content-Length and of the
+    one header that was named with the offer, if one was."""
 
-    def __call__(self, body: bytes, respond: Respond) -> bool:
-        """Called with the whole body. False: nothing was done, the head is to be read again."""
+    def __call__(self, body: bytes, respond: Respond, value: bytes | None) -> bool:
+        """Called with the whole body, and the header's value: 1 to 128 visible ASCII characters. False: nothing was
+        done, the head is to be read again."""
+
+
+class OfferSameHead(Protocol):
+    """Called before a request is answered, it has those that follow on the connection with the same head answered by
+    `handler`. The value of the header `but`, a name in lower case, may differ."""
+
+    def __call__(self, handler: SameHead, but: bytes = b"") -> None: ...
 
 
 async def respond(scope: Scope, send: Send, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:

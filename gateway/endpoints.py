@@ -9,12 +9,13 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol
 
 import structlog
 
-from gateway import bots, cors, privacy
-from gateway.asgi import SAME_HEAD, Receive, SameHead, Scope, Send, respond
+from gateway import bots, cors, event_ids, privacy
+from gateway.asgi import SAME_HEAD, OfferSameHead, Receive, SameHead, Scope, Send, respond
 from gateway.body import ByteBudget, ClientDisconnected
 from gateway.callers import Caller, Door
 from gateway.client_address import ClientAddress
@@ -134,11 +135,13 @@ class Endpoint:
         address = None if owner.address_quota is None else self.services.addresses.of(request.scope)
         return caller, self.door.limits(self.services.quotas, caller, address)
 
-    def _offer(self, request: Request, event_id: str | None) -> Callable[[SameHead], None] | None:
-        """Where a SameHead is taken, if all of the head holds for another request: it names no `event_id`, and its
-        query says nothing."""
-        offer: Callable[[SameHead], None] | None = request.scope.get("extensions", {}).get(SAME_HEAD)
-        return offer if event_id is None and not request.query else None
+    def _offer(self, request: Request) -> Callable[[SameHead], None] | None:
+        """Where a SameHead is taken, if all of the head, but an id in it, holds for another request: its query says
+        nothing."""
+        offer: OfferSameHead | None = request.scope.get("extensions", {}).get(SAME_HEAD)
+        if offer is None or request.query:
+            return None
+        return partial(offer, but=event_ids.HEADER) if event_ids.HEADER in request.headers else offer
 
     def _sender(self, request: Request, caller: Caller) -> Sender:
         """What of the caller goes into its events."""

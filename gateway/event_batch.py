@@ -84,7 +84,7 @@ class EventBatch(Endpoint):
         self.services.quotas.admit(limits, time.monotonic())
         key = event_ids.requested(request, chars_max=event_ids.BATCH_KEY_CHARS_MAX)
         sender = self._sender(request, caller)
-        if (offer := self._offer(request, key)) is not None:
+        if (offer := self._offer(request)) is not None:
             offer(SameBatchCaller(self, request, limits, sender))
         return await self.take(request, receive, limits, sender, key)
 
@@ -203,15 +203,15 @@ class SameBatchCaller:
         self._sender = sender
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def __call__(self, body: bytes, respond: Respond) -> bool:
+    def __call__(self, body: bytes, respond: Respond, value: bytes | None) -> bool:
         if self._endpoint.door.registry is not self._registry:
             return False
-        task = asyncio.get_running_loop().create_task(self._answer(body, respond))
+        task = asyncio.get_running_loop().create_task(self._answer(body, respond, value))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
 
-    async def _answer(self, body: bytes, respond: Respond) -> None:
+    async def _answer(self, body: bytes, respond: Respond, value: bytes | None) -> None:
         async def receive() -> Message:
             return {"type": "http.request", "body": body}
 
@@ -220,7 +220,8 @@ class SameBatchCaller:
         request.answer_headers += self._headers
         try:
             endpoint.services.quotas.admit(limits, time.monotonic())
-            status, answer = await endpoint.take(request, receive, limits, self._sender, None)
+            key = None if value is None else event_ids.of_header(value, event_ids.BATCH_KEY_CHARS_MAX)
+            status, answer = await endpoint.take(request, receive, limits, self._sender, key)
         except (Exception, asyncio.CancelledError) as error:
             refusal = endpoint.refusal(error)
             endpoint.refused(request, str(refusal.status), refusal.type)

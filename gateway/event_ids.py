@@ -16,6 +16,7 @@ from gateway.errors import InvalidEvent
 from gateway.requests import Request
 from schemas.validation import dumps
 
+HEADER = b"idempotency-key"
 CHARS_MAX = 64
 DIGEST_BYTES = 6
 BATCH_KEY_CHARS_MAX = 44  # with a digest and a number it makes an id
@@ -29,11 +30,14 @@ def requested(request: Request, chars_max: int = CHARS_MAX) -> str | None:
     given = request.parameter("event_id") if request.query else None
     if given is not None:
         _check(given, chars_max, "query", "event_id")
-    header = request.headers.get(b"idempotency-key")
-    if header is None:
-        return given
+    header = request.headers.get(HEADER)
+    return given if header is None else of_header(header, chars_max)
+
+
+def of_header(value: bytes, chars_max: int = CHARS_MAX) -> str:
+    """The id that a value of HEADER is. Raises InvalidEvent for one of another form."""
     # Its standard wants quotes, most clients send none: "k" and k are one id.
-    key = header.decode("latin-1").strip()
+    key = value.decode("latin-1").strip()
     if len(key) > 1 and key[0] == key[-1] == '"':
         key = key[1:-1]
     _check(key, chars_max, "header", "Idempotency-Key")

@@ -35,7 +35,7 @@ class SingleEvent(Endpoint):
         event_id = event_ids.requested(request)
         sender = self._sender(request, caller)
         event = await self._event(request, receive)
-        offer = self._offer(request, event_id)
+        offer = self._offer(request)
         if offer is not None and b"content-encoding" not in request.headers:
             offer(SameCaller(self, registry, limits, sender, headers))
         record, warnings = self.prepare(sender, event, request.received_ms, event_id)
@@ -48,12 +48,12 @@ class SingleEvent(Endpoint):
         body = await read_body(request.scope, receive, services.limits.event_bytes_max, services.budget)
         return self.stream.parse(body)
 
-    def read(self, sender: Sender, body: bytes, received_ms: int) -> Prepared:
+    def read(self, sender: Sender, body: bytes, received_ms: int, event_id: str | None) -> Prepared:
         """What a whole body is, as JSON. Raises PayloadTooLarge, Invalid."""
         if len(body) > self.services.limits.event_bytes_max:
             raise PayloadTooLarge(self.services.limits.event_bytes_max)
         event = loads(body)
-        return self.prepare(sender, event, received_ms, layout=self.stream.layouts.check(event))
+        return self.prepare(sender, event, received_ms, event_id, self.stream.layouts.check(event))
 
     def prepare(
         self,
@@ -81,8 +81,8 @@ class SingleEvent(Endpoint):
 
 
 class SameCaller:
-    """Events whose head is that of one before, on the same connection: what the head has said holds for them too, for
-    as long as the registry is the same. `headers` go with every answer."""
+    """Events whose head is that of one before, on the same connection, but for an id that it names: what the head has
+    said holds for them too, for as long as the registry is the same. `headers` go with every answer."""
 
     __slots__ = ("_endpoint", "_headers", "_limits", "_registry", "_sender")
 
@@ -100,7 +100,7 @@ class SameCaller:
         self._sender = sender
         self._headers = headers
 
-    def __call__(self, body: bytes, respond: Respond) -> bool:
+    def __call__(self, body: bytes, respond: Respond, value: bytes | None) -> bool:
         endpoint = self._endpoint
         if endpoint.door.registry is not self._registry:
             return False
@@ -111,7 +111,8 @@ class SameCaller:
         try:
             if self._limits:
                 headers = [*headers, *services.quotas.spend(self._limits, 1, time.monotonic())]
-            record, warnings = endpoint.read(self._sender, body, received_ms)
+            event_id = None if value is None else event_ids.of_header(value)
+            record, warnings = endpoint.read(self._sender, body, received_ms, event_id)
             place = services.outbox.publish(record)
         except Exception as error:
             self._refuse(error, headers, respond)

@@ -126,12 +126,12 @@ class Offers:
         offer = scope["extensions"].get(SAME_HEAD)
         extensions = {name: value for name, value in scope["extensions"].items() if name != SAME_HEAD}
         if self.are_made and offer is not None:
-            extensions[SAME_HEAD] = lambda handler: offer(self._watched(handler))
+            extensions[SAME_HEAD] = lambda handler, but=b"": offer(self._watched(handler), but)
         await self.app({**scope, "extensions": extensions}, receive, send)
 
     def _watched(self, handler: SameHead) -> SameHead:
-        def watched(body: bytes, respond: Respond) -> bool:
-            is_taken = handler(body, respond)
+        def watched(body: bytes, respond: Respond, value: bytes | None) -> bool:
+            is_taken = handler(body, respond, value)
             if is_taken:
                 self.taken.append(True)
             else:
@@ -317,10 +317,10 @@ def test_what_a_head_says_holds_for_those_behind_it(endpoint: Endpoint, lines: l
 
 
 LEFT: dict[str, tuple[dict[str, str | None], str, set[int]]] = {
-    "an id in the head": ({"Idempotency-Key": "key-1"}, "", {200, 422}),
-    "a quoted id": ({"Idempotency-Key": '"key-1"'}, "", {200, 422}),
     "an id that is none": ({"Idempotency-Key": "no id!"}, "", {422}),
+    "an empty id": ({"Idempotency-Key": ""}, "", {422}),
     "an id in the query": ({}, "?event_id=key-1", {200, 422}),
+    "an id in the query and one in the head": ({"Idempotency-Key": "key-2"}, "?event_id=key-1", {200, 422}),
     "a query": ({}, "?x=y", {200, 422}),
     "a query that is none": ({}, "?x=%ff", {422}),
     "an encoding": ({"Content-Encoding": "gzip"}, "", {400, 422}),
@@ -329,6 +329,9 @@ LEFT: dict[str, tuple[dict[str, str | None], str, set[int]]] = {
     "a charset that is none": ({"Content-Type": "application/json; charset=utf-16"}, "", {415}),
     "lines of JSON": ({"Content-Type": "application/x-ndjson"}, "", {415}),
 }
+KEYS = ["key-1", "key-2", '"key-2"', "key-2", "k" * 64, "k" * 65, '"', '""', "~", "A.b_c:9-", "key-1"]
+"""Ids in the head, some of which are none. They differ in nothing else."""
+
 REFUSED: dict[str, dict[str, str | None]] = {
     "no token": {"Authorization": None},
     "no bearer": {"Authorization": f"Basic {TOKEN}"},
@@ -351,6 +354,50 @@ def test_what_a_head_cannot_say_for_others_is_asked_each_time(endpoint: Endpoint
     seen, taken = held([event(endpoint, body, path=endpoint.path + query, **headers) for body in bodies])
     assert taken == [False] * len(bodies)
     assert set(statuses(seen)) == expected
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize("lines", REGISTRIES.values(), ids=REGISTRIES.keys())
+def test_what_a_head_says_but_its_id_holds_for_those_behind_it(
+    endpoint: Endpoint, lines: list[str], held: Hold
+) -> None:
+    """Whatever the event says of its own id; and the first request with an id is not one without."""
+    steps: list[Step] = []
+    bodies = [*some_bodies(endpoint), b"x" * (EVENT_BYTES_MAX + 1)]
+    heads = [HEADS["nothing"], HEADS["an allowed origin"], HEADS["GPC and a session"]]
+    for number, headers in enumerate(heads):
+        sent = [
+            *((endpoint.body, key) for key in KEYS),
+            *((body, f"key-{n}") for n, body in enumerate(bodies[:-1])),
+            (bodies[-1], "key-0"),
+        ]
+        for body, key in sent:
+            steps.append(event(endpoint, body, f"198.51.100.{number}", **named(headers), **{"Idempotency-Key": key}))
+            steps.append(lambda gateway: gateway.clock.pass_(0.4))
+        steps.append(lambda gateway: gateway.clock.pass_(60))
+    seen, taken = held(steps, registry(*lines))
+    assert taken == ([False] + [True] * (len(KEYS) + len(bodies) - 1)) * len(heads)
+    assert {200, 422, 413} <= set(statuses(seen)) <= {200, 422, 413, 429}
+    assert {record.key for record in seen.records} >= {b"key-1", b"key-2", b"k" * 64, b"A.b_c:9-", b"key-0"}
+    assert {record.scope for record in seen.records} == {(APP if endpoint.name == "app" else RETRIEVER).encode()}
+
+
+@EACH_ENDPOINT
+def test_who_gives_some_of_its_events_an_id(endpoint: Endpoint, held: Hold) -> None:
+    """Two heads, that are remembered one at a time."""
+    plain, keyed = event(endpoint), [event(endpoint, **{"Idempotency-Key": key}) for key in KEYS[:4]]
+    seen, taken = held([plain, plain, *keyed, plain, plain, keyed[0], plain])
+    assert taken == [False, True, False, True, True, True, False, True, False, False]
+    assert statuses(seen) == [200] * 10
+
+
+@EACH_ENDPOINT
+def test_a_new_registry_holds_for_those_with_an_id(endpoint: Endpoint, held: Hold) -> None:
+    steps: list[Step] = [event(endpoint, **{"Idempotency-Key": key}) for key in KEYS[:5]]
+    steps[3:3] = [reload(registry(privacy(client_address="keep")))]
+    seen, taken = held(steps)
+    assert taken == [False, True, True, False, True]
+    assert [b"client_address" in record.value for record in seen.records] == [False] * 3 + [True] * 2
 
 
 @EACH_ENDPOINT

@@ -10,6 +10,7 @@ from tests.contract.test_same_head import (
     EACH_ENDPOINT,
     FAULTS,
     HEADS,
+    KEYS,
     PEER,
     QUOTAS,
     REFUSED,
@@ -91,15 +92,38 @@ def test_what_a_head_says_holds_for_those_behind_it(endpoint: Endpoint, lines: l
 @EACH_ENDPOINT
 @pytest.mark.parametrize(
     ("query", "headers"),
-    [("", {"Idempotency-Key": "key-1"}), ("?event_id=key-1", {}), ("?x=y", {})],
-    ids=["a key", "a key in the query", "a query"],
+    [("", {"Idempotency-Key": "no key!"}), ("?event_id=key-1", {"Idempotency-Key": "key-2"}), ("?x=y", {})],
+    ids=["a key that is none", "a key in the query", "a query"],
 )
-def test_a_batch_with_a_key_is_asked_each_time(
+def test_what_a_head_cannot_say_for_others_is_asked_each_time(
     endpoint: Endpoint, query: str, headers: dict[str, str | None], held: Hold
 ) -> None:
     seen, taken = held([batch(endpoint, body, query=query, **headers) for body in bodies(endpoint)])
     assert not any(taken)
-    assert {200, 422} <= set(statuses(seen))
+    assert {422} <= set(statuses(seen)) <= {200, 422, 413}
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize("lines", REGISTRIES.values(), ids=REGISTRIES.keys())
+def test_what_a_head_says_but_its_key_holds_for_those_behind_it(
+    endpoint: Endpoint, lines: list[str], held: Hold
+) -> None:
+    """An event's own id comes first. A batch's key is shorter than an event's."""
+    steps: list[Step] = []
+    sent = [
+        *((several(endpoint), key) for key in [*KEYS, "k" * 44, "k" * 45]),
+        *((b, "key-9") for b in bodies(endpoint)),
+    ]
+    for body, key in sent:
+        steps += [batch(endpoint, body, **{"Idempotency-Key": key}), lambda gateway: gateway.clock.pass_(3)]
+    seen, taken = held(steps, registry(*lines), request_events_max=EVENTS_MAX)
+    assert taken == [False] + [True] * (len(sent) - 1)
+    assert {200, 422, 413} <= set(statuses(seen)) <= {200, 422, 413, 429}
+    keys = {record.key for record in seen.records}
+    assert {key.split(b":")[0] for key in keys} >= {b"key-1", b"key-2", b"k" * 44, b"key-9", b"id-of-the-caller"}
+    assert all(record.scope for record in seen.records)
+    if lines == []:
+        assert statuses(seen)[: len(KEYS) + 2] == [200] * 4 + [422] * 5 + [200] * 3 + [422]
 
 
 @pytest.mark.parametrize("kind", REFUSED)

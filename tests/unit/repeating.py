@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-from gateway.asgi import SAME_HEAD, Receive, Respond, Scope, Send, respond
+from gateway.asgi import SAME_HEAD, Receive, Respond, SameHead, Scope, Send, respond
 from tests.unit.fake_transport import Wire
 from tests.unit.test_http_protocol import Server, answers, post, read, settled
 
 
 class Tellers:
     """Answers with all that it knows of a request, to /early before it has seen the body. What comes with a known head
-    is answered with what was known of that head, if it `offers`; `taken` counts these."""
+    is answered with what was known of that head, if it `offers`; `taken` counts these. A header KEY may differ."""
+
+    KEY = b"x-key"
 
     def __init__(self, *, offers: bool = True) -> None:
         self._offers = offers
@@ -18,17 +20,19 @@ class Tellers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b"" if scope["raw_path"] == b"/early" else await read(receive)
-        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        headers = [(name, value) for name, value in scope["headers"] if name not in (b"content-length", self.KEY)]
         told = repr((scope["method"], scope["raw_path"], scope["query_string"], headers)).encode()
+        keys = [value for name, value in scope["headers"] if name == self.KEY]
         offer = scope["extensions"].get(SAME_HEAD)
         if self._offers and offer is not None:
-            offer(self._handler(told))
-        await respond(scope, send, 200, told + body, [(b"x-body", b"%d" % len(body))])
+            offer(self._handler(told), *[self.KEY][: len(keys)])
+        await respond(scope, send, 200, b"%b %r " % (told, keys) + body, [(b"x-body", b"%d" % len(body))])
 
-    def _handler(self, told: bytes) -> Callable[[bytes, Respond], bool]:
-        def handle(body: bytes, respond: Respond) -> bool:
+    def _handler(self, told: bytes) -> SameHead:
+        def handle(body: bytes, respond: Respond, value: bytes | None) -> bool:
             self.taken += 1
-            respond(200, told + body, [(b"x-body", b"%d" % len(body))])
+            keys = [] if value is None else [value]
+            respond(200, b"%b %r " % (told, keys) + body, [(b"x-body", b"%d" % len(body))])
             return True
 
         return handle
@@ -47,7 +51,7 @@ class ByHand:
         body = await read(receive)
         self.usual.append(body)
         if SAME_HEAD in scope["extensions"]:
-            scope["extensions"][SAME_HEAD](self._handler)
+            scope["extensions"][SAME_HEAD](lambda body, respond, _: self._handler(body, respond))
         await respond(scope, send, 200, b"usual " + body)
 
     def _keep(self, body: bytes, respond: Respond) -> bool:

@@ -248,6 +248,142 @@ def test_a_head_that_does_not_tell_its_bodys_length_is_not_remembered(request_by
     assert Head.of(request_bytes[:head_bytes], len(request_bytes) - head_bytes) is None
 
 
+# The value of a header that may differ
+
+KEY = Tellers.KEY
+HEADS_BUT = {
+    "value first": b"POST /a HTTP/1.1\r\nX-Key: k-1\r\nhost: a\r\ncontent-length: %d\r\n\r\n",
+    "length first": b"POST /a HTTP/1.1\r\ncontent-length: %d\r\nhost: a\r\nx-key:k-1\r\nx: y\r\n\r\n",
+    "side by side": b"POST /a HTTP/1.1\r\nhost: a\r\nx-KEY: \t k-1\r\nContent-Length:  %d\r\n\r\n",
+    "at the end": b"POST /a?x-key: HTTP/1.1\r\nContent-Length: %d\r\nx-key: 123\r\n\r\n",
+    "named elsewhere": b"POST /a HTTP/1.1\r\ny: x-key: z\r\nx-key: x-key:a\r\ny-x-key: b\r\ncontent-length:%d\r\n\r\n",
+}
+VALUES = (b"k", b"k-1", b"!", b"~", b'"k-1"', b"12345678", b"0", b"x-key:", b"%d", b"k" * 128)
+NO_VALUES = (
+    *(b"", b" ", b"a b", b"a\tb", b"a ", b"a\t", b"\x7f", b"\x80", b"\xff", b"a\0", b"a\nb", b"a\r\n b", b"a\r\n\tb"),
+    b"k" * 129,
+)
+
+_KNOWN_VALUE = re.compile(rb"(?i)(\r\nx-key:[ \t]*)([!-~]+)(?=\r\n)")
+
+
+def but(kind: str, value: bytes, body: bytes = BODY) -> bytes:
+    head = _KNOWN_VALUE.sub(lambda match: match[1] + value.replace(b"%", b"%%"), HEADS_BUT[kind])
+    return head % len(body) + body
+
+
+def known_but(kind: str) -> Head:
+    request = but(kind, b"k-1")
+    head_bytes = request.index(b"\r\n\r\n") + 4
+    head = Head.of(request[:head_bytes], len(request) - head_bytes, KEY)
+    assert head is not None
+    return head
+
+
+def assert_as_httptools_but(head: Head, known: bytes, data: bytes) -> bool:
+    """Whether it is taken; if so, the value is the one that httptools reads."""
+    body = body_in(head, data)
+    if body is None:
+        return False
+    of_known = parsed(known)
+    assert of_known is not None
+    headers = [(name, head.value if name.lower() == KEY else value) for name, value in of_known.headers]
+    assert parsed(data) == of_known._replace(body=body, headers=headers)
+    return True
+
+
+@pytest.mark.parametrize("kind", HEADS_BUT)
+def test_the_same_head_is_taken_with_any_value(kind: str) -> None:
+    head = known_but(kind)
+    for value, body in itertools.product(VALUES, (BODY, b"", bytes(9_999), but(kind, b"k"))):
+        data = but(kind, value, body)
+        assert body_in(head, data) == body
+        assert head.value == value
+        assert assert_as_httptools_but(head, but(kind, b"k-1"), data)
+
+
+@pytest.mark.parametrize("kind", HEADS_BUT)
+@pytest.mark.parametrize("value", NO_VALUES, ids=repr)
+def test_what_is_no_plain_value_is_left(kind: str, value: bytes) -> None:
+    data = but(kind, value)
+    assert body_in(known_but(kind), data) is None
+    head_bytes = data.index(b"\r\n\r\n") + 4
+    assert Head.of(data[:head_bytes], len(data) - head_bytes, KEY) is None, "nor remembered"
+
+
+@pytest.mark.parametrize("kind", HEADS_BUT)
+def test_no_byte_but_of_the_value_may_differ(kind: str) -> None:
+    known, head = but(kind, b"k-1", b"12345"), known_but(kind)
+    template = re.escape(_KNOWN_VALUE.sub(lambda match: match[1] + b"VALUE", HEADS_BUT[kind])).replace(b"%d", b"DIGITS")
+    template = template.replace(b"VALUE", b"[!-~]{1,128}").replace(b"DIGITS", rb"(\d{1,7})") + b"(.*)"
+    allowed = re.compile(template, re.DOTALL)
+    taken = {data for data in edits(known) if assert_as_httptools_but(head, known, data)}
+    assert taken == {data for data in edits(known) if (it := allowed.fullmatch(data)) and int(it[1]) == len(it[2])}
+    assert len(taken) > 94 * 7
+
+
+@pytest.mark.parametrize("kind", HEADS_BUT)
+@pytest.mark.parametrize("digits", NO_NUMBERS, ids=repr)
+def test_what_only_python_takes_for_a_number_is_none_beside_a_value(kind: str, digits: bytes) -> None:
+    data = but(kind, b"k-1", b"12345").replace(b"5\r\n", digits + b"\r\n", 1)
+    assert body_in(known_but(kind), data) is None
+
+
+@pytest.mark.parametrize("kind", HEADS_BUT)
+def test_a_request_with_a_value_in_two_reads_is_left(kind: str) -> None:
+    request, head = but(kind, b"k-2"), known_but(kind)
+    for size in range(1, len(request)):
+        assert body_in(head, request[:size]) is None
+        assert body_in(head, request[:size], behind=request[size:] + bytes(9)) is None
+    assert body_in(head, request + b"\r\n") is None
+
+
+@bounded
+@given(data=st.data(), kind=st.sampled_from(sorted(HEADS_BUT)))
+def test_what_is_taken_with_a_value_is_what_httptools_reads(data: st.DataObject, kind: str) -> None:
+    known, head = but(kind, b"k-1"), known_but(kind)
+    bent = bytearray(but(kind, data.draw(st.sampled_from(VALUES)), data.draw(st.binary(max_size=30))))
+    for _ in range(data.draw(st.integers(0, 4))):
+        start = data.draw(st.integers(0, len(bent)))
+        end = data.draw(st.integers(start, min(start + 3, len(bent))))
+        pieces = [b"", b"\r\n", b"\n", b"\r", b"0", b"1", b" ", b"\t", b"x-key: z\r\n", b"\nx-key: z", b"x: y\r\n"]
+        bent[start:end] = data.draw(st.sampled_from(pieces) | st.binary(max_size=3))
+    assert_as_httptools_but(head, known, bytes(bent))
+
+
+TWO_VALUES = (
+    b"POST /a HTTP/1.1\r\ncontent-length: 1\r\n%b\r\nx",
+    b"POST /a HTTP/1.1\r\n%bcontent-length: 1\r\n\r\nx",
+)
+
+
+@pytest.mark.parametrize("template", TWO_VALUES, ids=["behind", "before"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"",
+        b"y: x-key: a\r\n",
+        b"x-key: a\r\nx-key: b\r\n",
+        b"x-key: a\r\nX-Key: a\r\n",
+        b"x-key: a\r\ny: z\nx-key: b\r\n",
+        b"y: z\nx-key: a\r\nx-key: b\r\n",
+        b"y: z\n x-key: b\r\nx-key: a\r\n",
+        b"x-key: a\r\nx-key : b\r\n",
+        b"x-key: a\r\n\tx-key: b\r\n",
+        b"x-key : a\r\n",
+        b"x-key: a\r\nx-keys: b\r\n",
+        b"x-key: a \r\n",
+        b"x-key:\r\n a\r\n",
+        b"y: z\nx-key: a\r\n",
+    ],
+    ids=repr,
+)
+def test_a_head_that_has_not_one_plain_value_is_not_remembered(template: bytes, lines: bytes) -> None:
+    request = template % lines
+    assert Head.of(request[:-1], 1, KEY) is None
+    assert Head.of(request[:-1], 1) is not None
+
+
 # A connection
 
 
@@ -291,6 +427,22 @@ def test_all_but_the_first_are_taken(kind: str) -> None:
     pieces = [of(kind, body) for body in (BODY, b"", b"12345678901", bytes(50_000), BODY)]
     pieces[1:1] = [of(kind, b"x" * (READ_BYTES_MAX - len(of(kind, b"")) - 4))]  # all that a read can have
     assert taken_of(pieces) == len(pieces) - 1
+
+
+@pytest.mark.parametrize("kind", HEADS_BUT)
+def test_all_but_the_first_are_taken_whatever_their_value(kind: str) -> None:
+    pieces = [but(kind, value) for value in VALUES]
+    assert taken_of(pieces) == len(VALUES) - 1
+    found, _ = sent(pieces)
+    assert all(b" [%r] " % value in answer.body for value, answer in zip(VALUES, found.answers, strict=True))
+
+
+@pytest.mark.parametrize("kind", HEADS_BUT)
+def test_a_value_that_is_not_plain_in_between_changes_nothing(kind: str) -> None:
+    once, odd = but(kind, b"k-1"), but(kind, b"a b")
+    assert taken_of([once, once, odd, once, but(kind, b"")]) == 2
+    without = _KNOWN_VALUE.sub(b"", HEADS_BUT[kind]) % len(BODY) + BODY
+    assert taken_of([once, without, without, once, once]) == 2
 
 
 def test_another_head_is_another_head() -> None:
@@ -448,6 +600,7 @@ def test_whatever_comes_the_caller_cannot_tell() -> None:
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         kinds = data.draw(st.lists(st.sampled_from(sorted(HEADS)), min_size=1, max_size=2))
+        but_kind = data.draw(st.sampled_from(sorted(HEADS_BUT)))
         others = [
             GET,
             TAKEN["an offer to upgrade"],
@@ -458,7 +611,11 @@ def test_whatever_comes_the_caller_cannot_tell() -> None:
         ]
         pieces: list[bytes] = []
         for _ in range(data.draw(st.integers(2, 8))):
-            piece = of(data.draw(st.sampled_from(kinds)), data.draw(st.sampled_from([BODY, b"", GET, bytes(1_000)])))
+            body = data.draw(st.sampled_from([BODY, b"", GET, bytes(1_000)]))
+            if data.draw(st.booleans()):
+                piece = of(data.draw(st.sampled_from(kinds)), body)
+            else:
+                piece = but(but_kind, data.draw(st.sampled_from(VALUES)), body)
             match data.draw(st.sampled_from("aaaaabcdef")):
                 case "b":
                     piece += of(kinds[0])
