@@ -3,18 +3,20 @@
 `send_batch` hands a batch to a routine that wakes, looks through all partitions, starts a task, waits for several
 things at a time, and wakes again for the answer: a sixth of what a single event costs at 64 connections. Who knows that
 the partition and its broker are free, as `gateway.publisher` does, needs none of that. So a batch takes its sequence
-number and its request is sent; what may be tried again goes back to the routine, under the same sequence number.
-And records are appended to a batch without what aiokafka does for each (serializers, named arguments), and a batch is
-not copied on its way into the request.
+number and leaves, in one request with all that leave for its broker in the same turn of the event loop; what may be
+tried again goes back to the routine, under the same sequence number. And records are appended to a batch without what
+aiokafka does for each (serializers, named arguments), and a batch is not copied on its way into the request.
 
 The version is pinned, and `tests/unit/test_direct_producer.py` says what has moved when another one is tried.
 """
 
+import asyncio
 import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count, repeat
 from struct import Struct
+from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, ProducerClosed
@@ -22,6 +24,10 @@ from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
 from aiokafka.producer.sender import SendProduceReqHandler
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequestStruct
 from aiokafka.record.memory_records import MemoryRecords
+
+REQUEST_BYTES_MAX = 4_194_304
+
+Batches: TypeAlias = dict[TopicPartition, MessageBatch]
 
 
 class RecordBuilder(BatchBuilder):  # type: ignore[misc]
@@ -62,28 +68,48 @@ class RecordBuilder(BatchBuilder):  # type: ignore[misc]
         return ((record.key, record.value, record.timestamp, record.headers) for record in batch or ())
 
 
-_LENGTH = Struct(">i")
+_COUNT = Struct(">i")
+_NAME_LENGTH = Struct(">h")
+_PARTITION_AND_LENGTH = Struct(">ii")
 
 
-class OneBatchRequest(ProduceRequest):  # type: ignore[misc]
-    """Is encoded without the copies that aiokafka makes of its batch: eight, of up to a megabyte."""
+class LeanRequest(ProduceRequest):  # type: ignore[misc]
+    """Is encoded without the copies that aiokafka makes of each batch: eight, of up to a megabyte."""
 
     def build(self, version: type[ProduceRequestStruct]) -> ProduceRequestStruct:
+        """The topics are the last field: an array of names, each with its array of partitions and their records."""
         struct = super().build(version)
-        [(topic, [(partition, records)])] = self._topics
-        struct.topics = [(topic, [(partition, b"")])]
-        before = struct.encode()[: -_LENGTH.size]  # the records are the last field, behind their length
-        struct.encode = partial(b"".join, (before, _LENGTH.pack(len(records)), records))
+        struct.topics = []
+        pieces = [struct.encode()[: -_COUNT.size], _COUNT.pack(len(self._topics))]
+        for topic, partitions in self._topics:
+            name = topic.encode()
+            pieces += [_NAME_LENGTH.pack(len(name)), name, _COUNT.pack(len(partitions))]
+            for partition, records in partitions:
+                pieces += [_PARTITION_AND_LENGTH.pack(partition, len(records)), records]
+        struct.encode = partial(b"".join, pieces)
         return struct
 
 
-class ProduceOne(SendProduceReqHandler):  # type: ignore[misc]
-    def create_request(self) -> OneBatchRequest:
+class Produce(SendProduceReqHandler):  # type: ignore[misc]
+    def create_request(self) -> LeanRequest:
         request = super().create_request()
-        return OneBatchRequest(request._transactional_id, request.required_acks, request._timeout, request._topics)
+        return LeanRequest(request._transactional_id, request.required_acks, request._timeout, request._topics)
 
 
 class DirectProducer(AIOKafkaProducer):  # type: ignore[misc]
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._leaving: dict[int, Batches] = {}  # by broker, in this turn of the loop
+        self._requests: set[asyncio.Task[None]] = set()
+
+    async def stop(self) -> None:
+        """As aiokafka's, which knows nothing of the requests that are under way."""
+        try:
+            await super().stop()
+        finally:
+            for request in self._requests:
+                request.cancel()
+
     def create_batch(self) -> RecordBuilder:
         return RecordBuilder(self._message_accumulator._batch_size, self._message_accumulator._compression_type)
 
@@ -104,18 +130,49 @@ class DirectProducer(AIOKafkaProducer):  # type: ignore[misc]
         numbers.increment_sequence_number(partition, batch.record_count)
         batch.drain_ready()
         accumulator._pending_batches.add(batch)  # where `stop` and the routine look for it
+        self._leave_soon(broker, partition, batch)
         try:
-            await ProduceOne(self._sender, {partition: batch}).do(broker)
-            if not batch.future.done():  # it is back in the accumulator
-                accumulator._wakeup(accumulator.waiter())
             await batch.future
-        except KafkaError:
-            raise
-        except Exception as error:
-            raise KafkaError(f"Unexpected error: {error!r}") from error
         finally:
             if batch.future.done() and not batch.future.cancelled():
                 accumulator._pending_batches.discard(batch)
                 batch.future.exception()  # has been looked at, even if we did not get as far as waiting for it
             else:  # nobody waits for it any more: `stop` need not, either
                 batch.future.cancel()  # still pending: the routine may have it, and takes it from there
+
+    def _leave_soon(self, broker: int, partition: TopicPartition, batch: MessageBatch) -> None:
+        leaving = self._leaving.get(broker)
+        if leaving is None:
+            leaving = self._leaving[broker] = {}
+            asyncio.get_running_loop().call_soon(self._leave, broker)
+        leaving[partition] = batch
+
+    def _leave(self, broker: int) -> None:
+        """In one request, or more if they are large: each has to arrive in its time."""
+        together: Batches = {}
+        bytes_together = 0
+        for partition, batch in self._leaving.pop(broker).items():
+            bytes_ = len(batch.get_data_buffer())
+            if together and bytes_together + bytes_ > REQUEST_BYTES_MAX:
+                self._begin(broker, together)
+                together, bytes_together = {}, 0
+            together[partition] = batch
+            bytes_together += bytes_
+        self._begin(broker, together)
+
+    def _begin(self, broker: int, batches: Batches) -> None:
+        request = asyncio.get_running_loop().create_task(self._request(broker, batches))
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
+
+    async def _request(self, broker: int, batches: Batches) -> None:
+        try:
+            await Produce(self._sender, batches).do(broker)
+        except Exception as error:
+            for batch in batches.values():
+                unexpected = KafkaError(f"Unexpected error: {error!r}")
+                unexpected.__cause__ = error
+                batch.failure(unexpected)
+        if not all(batch.future.done() for batch in batches.values()):  # some are back in the accumulator
+            accumulator = self._message_accumulator
+            accumulator._wakeup(accumulator.waiter())

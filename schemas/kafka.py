@@ -61,11 +61,19 @@ async def _stop(client: Client, timeout_s: float) -> None:
     stopping = client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop()
     if fault := await _fault(stopping, timeout_s):
         log.info("a kafka client had to be stopped by force", client=type(client).__name__, fault=fault)
-        if isinstance(client, AIOKafkaConsumer) and client._fetcher is not None:
-            for task in (client._fetcher._fetch_task, *client._fetcher._pending_tasks):
-                task.cancel()
+        for task in _tasks(client):
+            task.cancel()
         connections = client.client if hasattr(client, "client") else client._client
         await _fault(connections.close(), TOLD_AGAIN_S)
+
+
+def _tasks(client: Client) -> list[asyncio.Task[Any]]:
+    """What sends or fetches for it. (What renews the metadata ends with the connections.)"""
+    if isinstance(client, AIOKafkaConsumer) and client._fetcher is not None:
+        return [client._fetcher._fetch_task, *client._fetcher._pending_tasks]
+    if isinstance(client, AIOKafkaProducer) and client._sender is not None and client._sender.sender_task is not None:
+        return [client._sender.sender_task]
+    return []
 
 
 async def _fault(ending: Coroutine[Any, Any, None], timeout_s: float) -> str | None:

@@ -48,13 +48,15 @@ Fault = Callable[["ScriptedKafka", Sent], Awaitable[int]]
 
 @dataclass
 class ScriptedKafka:
-    """`faults` are used up, one a request; `fault` is what each request meets when there are none of them."""
+    """`faults` are used up, one a batch; `fault` is what each batch meets when there are none of them. One that raises
+    is of the whole request. `requests` are broker and partitions of each."""
 
     leaders: dict[TopicPartition, int]
     faults: deque[Fault] = field(default_factory=deque)
     fault: Fault | None = None
     metadata_hangs: bool = False
     sent: list[Sent] = field(default_factory=list)
+    requests: list[tuple[int, list[TopicPartition]]] = field(default_factory=list)
     log: dict[TopicPartition, list[bytes]] = field(default_factory=lambda: defaultdict(list))
     clients: list["ScriptedClient"] = field(default_factory=list)
     _accepted: dict[Any, deque[int]] = field(default_factory=dict)  # the sequence numbers of batches
@@ -141,7 +143,11 @@ class ScriptedClient:
         assert task is not None
         by_routine = task.get_coro().__qualname__ == "Sender._send_produce_req"  # type: ignore[union-attr]
         answers = []
-        for topic, partitions in ProduceRequest_v7.decode(request.build(ProduceRequest_v7).encode()).topics:
+        topics = ProduceRequest_v7.decode(request.build(ProduceRequest_v7).encode()).topics
+        self.kafka.requests.append(
+            (node_id, [TopicPartition(topic, each) for topic, them in topics for each, _ in them])
+        )
+        for topic, partitions in topics:
             for partition, wire in partitions:
                 sent = _sent(node_id, TopicPartition(topic, partition), wire, by_routine)
                 self.kafka.sent.append(sent)

@@ -8,7 +8,7 @@ import gc
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -46,11 +46,12 @@ from aiokafka.protocol.produce import ProduceRequest, ProduceRequestStruct
 from prometheus_client import CollectorRegistry
 
 from gateway import direct_producer
-from gateway.direct_producer import DirectProducer, OneBatchRequest
+from gateway.direct_producer import DirectProducer, LeanRequest
 from gateway.kafka_batch import Outcome
 from gateway.metrics import Metrics
 from gateway.publisher import KafkaPublisher
 from gateway.record import Record
+from schemas import kafka as kafka_clients
 from tests.unit.scripted_kafka import (
     METADATA_S,
     REQUEST_TIMEOUT_S,
@@ -259,6 +260,9 @@ def test_every_private_name_of_the_module_is_looked_for_above() -> None:
     """Else one that is added would be missed."""
     looked_for = inspect.getsource(test_the_private_names_are_where_they_were)
     names = set(re.findall(r"\.(_[a-z]\w*)", inspect.getsource(direct_producer)))
+    ours = {"_leaving", "_requests", *(name for name in vars(DirectProducer) if re.match("_[a-z]", name))}
+    assert ours.isdisjoint(re.findall(r"\b_[a-z]\w*", inspect.getsource(AIOKafkaProducer)))
+    names -= ours
     assert names
     assert {name for name in names if name not in looked_for} == set()
 
@@ -296,12 +300,21 @@ async def test_a_batch_is_what_it_would_be_if_appended_to_one_by_one(producer: D
 
 
 @pytest.mark.parametrize("version", ProduceRequest._CLASSES, ids=lambda version: f"v{version.API_VERSION}")
-@pytest.mark.parametrize("records", [b"", b"a", bytearray(range(256)) * 4_000], ids=len)
+@pytest.mark.parametrize(
+    "topics",
+    [
+        [(TOPIC, [(3, b"")])],
+        [(TOPIC, [(3, b"a")])],
+        [(TOPIC, [(3, bytearray(range(256)) * 4_000)])],
+        [(TOPIC, [(70_000, b"a"), (0, b"bb"), (2, b"")]), ("caf\xe9", [(1, bytearray(b"c"))])],
+    ],
+    ids=["nothing", "a byte", "a megabyte", "several"],
+)
 def test_the_bytes_of_a_request_are_those_that_aiokafka_makes(
-    version: type[ProduceRequestStruct], records: bytes
+    version: type[ProduceRequestStruct], topics: list[tuple[str, list[tuple[int, bytes]]]]
 ) -> None:
-    fields = (None, -1, 10_000, [(TOPIC, [(3, records)])])
-    assert OneBatchRequest(*fields).build(version).encode() == ProduceRequest(*fields).build(version).encode()
+    fields = (None, -1, 10_000, topics)
+    assert LeanRequest(*fields).build(version).encode() == ProduceRequest(*fields).build(version).encode()
 
 
 async def test_a_batch_that_was_sent_waits_for_no_collector(kafka: ScriptedKafka, producer: DirectProducer) -> None:
@@ -498,6 +511,89 @@ async def test_a_partition_without_leader_is_waited_for(kafka: ScriptedKafka, pr
     assert kafka.log[P0] == [b"one"]
 
 
+# What leaves together
+
+
+async def test_batches_for_one_broker_leave_in_one_request(kafka: ScriptedKafka, producer: DirectProducer) -> None:
+    for number in range(3):
+        await asyncio.gather(*(send(producer, each, b"%d" % number) for each in (P0, P2, P1, P3)))
+    assert kafka.requests == [(1, [P0, P1]), (2, [P2, P3])] * 3
+    assert kafka.log == {each: [b"0", b"1", b"2"] for each in (P0, P1, P2, P3)}
+    assert {sent.by_routine for sent in kafka.sent} == {False}
+    await send(producer, P1, b"alone")
+    assert kafka.requests[-1] == (1, [P1])
+
+
+async def test_large_batches_leave_in_requests_of_a_bounded_size(
+    kafka: ScriptedKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them at once, and the largest alone."""
+    topic = [TopicPartition("wide", number) for number in range(10)]
+    kafka.leaders |= dict.fromkeys(topic, 1)
+    monkeypatch.setattr(direct_producer, "REQUEST_BYTES_MAX", 5_000)
+    sizes = [100, 2_000, 2_000, 2_000, 9_000, 100, 100, 4_000, 4_000, 100]
+    async with started(kafka) as producer:
+        await asyncio.gather(*(send(producer, each, bytes(size)) for each, size in zip(topic, sizes, strict=True)))
+    requests = [[partition.partition for partition in partitions] for _, partitions in kafka.requests]
+    assert requests == [[0, 1, 2], [3], [4], [5, 6, 7], [8, 9]]
+    assert {partition: len(values) for partition, values in kafka.log.items()} == dict.fromkeys(topic, 1)
+
+
+async def test_each_of_those_that_leave_together_has_its_own_answer(
+    kafka: ScriptedKafka, producer: DirectProducer
+) -> None:
+    kafka.leaders[P2] = producer.client.leaders[P2] = 1
+    kafka.faults.extend([answers(MessageSizeTooLargeError.errno), NOT_LEADER])
+    refused, moved, taken = (send(producer, each, b"one") for each in (P0, P1, P2))
+    await idle()
+    assert isinstance(refused.exception(), MessageSizeTooLargeError)
+    assert (taken.done(), moved.done()) == (True, False), "whoever is tried again holds nobody up"
+    await moved
+    assert kafka.log == {P1: [b"one"], P2: [b"one"]}
+    assert [sent.by_routine for sent in kafka.sent] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("error", [ValueError(), KafkaError("anything")], ids=repr)
+async def test_what_becomes_of_a_request_becomes_of_each_in_it(
+    kafka: ScriptedKafka, producer: DirectProducer, error: Exception
+) -> None:
+    kafka.faults.append(raises(error))
+    results = await asyncio.gather(*(send(producer, each, b"one") for each in (P0, P1)), return_exceptions=True)
+    assert all(isinstance(result, KafkaError) for result in results)
+    assert kafka.log == {}
+
+
+@pytest.mark.parametrize("cancelled", [P0, P1])
+@pytest.mark.parametrize("turns", range(5))
+async def test_whoever_is_cancelled_takes_nobody_along(
+    kafka: ScriptedKafka, producer: DirectProducer, cancelled: TopicPartition, turns: int
+) -> None:
+    kafka.fault = slow
+    sending = {each: send(producer, each, b"one") for each in (P0, P1)}
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    sending.pop(cancelled).cancel()
+    [other] = sending
+    await sending[other]
+    assert kafka.log[other] == [b"one"]
+
+
+async def test_no_request_outlives_stop(kafka: ScriptedKafka) -> None:
+    kafka.fault, kafka.metadata_hangs = hangs(), True
+    producer = new_producer()
+    await producer.start()
+    before = asyncio.all_tasks()
+    sending = [send(producer, each, b"one") for each in (P0, P1, P2)]
+    await idle()
+    assert asyncio.all_tasks() > before
+    for task in sending:
+        task.cancel()
+    await idle()
+    await kafka_clients.stop(producer, 1)
+    await idle()
+    assert asyncio.all_tasks() <= before
+
+
 # Whoever does not wait
 
 
@@ -635,16 +731,14 @@ async def test_stop_waits_for_what_is_under_way(kafka: ScriptedKafka) -> None:
 @pytest.mark.parametrize("after_s", [0.0, BACKOFF_S / 2, BACKOFF_S + METADATA_S / 2, 1.0])
 @pytest.mark.parametrize("fault", AWAY)
 async def test_stop_may_be_given_up_while_kafka_is_away(kafka: ScriptedKafka, fault: Fault, after_s: float) -> None:
-    """As the publisher does when it replaces a producer: it gives up, closes the client, then cancels who waits."""
+    """As the publisher does when it replaces a producer: it gives up, then cancels who waits."""
     kafka.fault = fault
     producer = new_producer()
     await producer.start()
     sending = [send(producer, each, b"one") for each in (P0, P2)]
     await asyncio.sleep(after_s)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            await producer.stop()
-    await producer.client.close()
+    await kafka_clients.stop(producer, 1)
+    assert producer.client.closed
     await asyncio.sleep(1)
     for task in sending:
         task.cancel()
@@ -776,8 +870,9 @@ async def test_the_routine_dies_while_a_batch_is_under_way(
         check_log(kafka, P0, "raised" if error else "returned", b"one")
 
 
-async def test_the_routine_dies_and_then_a_caller_is_cancelled(
-    kafka: ScriptedKafka, complaints: list[dict[str, Any]]
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_caller_is_cancelled_while_the_routine_dies(
+    kafka: ScriptedKafka, complaints: list[dict[str, Any]], turns: int
 ) -> None:
     """The error that nobody waits for any more is no exception that "was never retrieved"."""
     async with dead_routine(kafka, complaints) as (producer, die):
@@ -785,9 +880,10 @@ async def test_the_routine_dies_and_then_a_caller_is_cancelled(
         sending = send(producer, P0, b"one")
         await idle()
         die.set()
-        await idle()
+        for _ in range(turns):
+            await asyncio.sleep(0)
         sending.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises((asyncio.CancelledError, KafkaError)):
             await sending
     assert kafka.log == {}
 
