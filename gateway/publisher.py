@@ -18,11 +18,11 @@ from typing import Any
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import murmur2
 
 from gateway.direct_producer import DirectProducer
 from gateway.kafka_batch import Batch, Lane, Outcome, PublisherRefusal
 from gateway.metrics import Metrics
+from gateway.partitioner import partition_of
 from gateway.record import Record, Records
 from schemas import kafka
 
@@ -59,6 +59,7 @@ class KafkaPublisher:
         self._topics = tuple(topics)
         self._waiting: dict[tuple[str, int | None], deque[Batch]] = {}  # by Lane
         self._next_partition = dict.fromkeys(self._topics, 0)
+        self._partition_counts: dict[str, int] = {}  # by topic, as the metadata says; aiokafka makes a set to tell
         self._pending_bytes = 0
         self._producer: DirectProducer | None = None
         self._busy: set[TopicPartition] = set()
@@ -91,7 +92,8 @@ class KafkaPublisher:
             raise PublisherRefusal("overloaded", "Too many events wait for Kafka")
         partition = record.partition
         if partition is None and (replay or record.scope is not None):
-            partition = _partition_of_key(producer, record)
+            count = self._partition_counts.get(record.topic) or self._count_partitions(producer, record.topic)
+            partition = partition_of(record.key, count)
         waiting = self._waiting.get((record.topic, partition))
         if waiting is None:
             waiting = self._waiting[Lane(record.topic, partition)] = deque()
@@ -106,6 +108,14 @@ class KafkaPublisher:
             self._dispatch_soon()
         self._pending_bytes += size
         return batch
+
+    def _count_partitions(self, producer: DirectProducer, topic: str) -> int:
+        """Raises PublisherRefusal for a topic that is not known."""
+        partitions = producer.client.cluster.partitions_for_topic(topic)
+        if not partitions:
+            raise PublisherRefusal("kafka_unavailable", "Kafka does not know the topic")
+        self._partition_counts[topic] = len(partitions)
+        return len(partitions)
 
     def publish_all(self, records: Records) -> list[tuple[Batch | PublisherRefusal, int]]:
         """What `publish` says of them in turn, and of how many, up to one for which there is no Kafka: there would be
@@ -306,13 +316,8 @@ class KafkaPublisher:
         self._busy.clear()
         self._busy_brokers.clear()
         self._producer = producer
+        self._partition_counts.clear()
+        producer.client.cluster.add_listener(lambda _: self._partition_counts.clear())
         self.unready_reason = None
         log.info("connected to kafka", topics=self._topics)
         self._dispatch_soon()
-
-
-def _partition_of_key(producer: DirectProducer, record: Record) -> int:
-    partitions = producer.client.cluster.partitions_for_topic(record.topic)
-    if not partitions:
-        raise PublisherRefusal("kafka_unavailable", "Kafka does not know the topic")
-    return int((murmur2(record.key) & 0x7FFFFFFF) % len(partitions))  # Kafka counts them from 0, without a gap

@@ -5,6 +5,7 @@ The batches are aiokafka's own, so what a test reads from a flight is what a bro
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,7 @@ class FakeKafka:
     producers: list["FakeProducer"] = field(default_factory=list)
     flights: list[Flight] = field(default_factory=list)
     metadata_updates: int = 0
+    listeners: list[Callable[[Any], None]] = field(default_factory=list)
 
     def producer(self, **options: Any) -> "FakeProducer":
         """In place of the class `DirectProducer`."""
@@ -72,6 +74,15 @@ class FakeKafka:
 
     def leader_for_partition(self, partition: TopicPartition) -> int | None:
         return self.leaders.get(partition)
+
+    def add_listener(self, listener: Callable[[Any], None]) -> None:
+        self.listeners.append(listener)
+
+    def lead(self, leaders: dict[TopicPartition, int | None]) -> None:
+        """From now on, as new metadata says."""
+        self.leaders = leaders
+        for listener in self.listeners:
+            listener(self)
 
 
 class FakeClient:

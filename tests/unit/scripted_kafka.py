@@ -105,6 +105,9 @@ class ScriptedClient:
     def leader_for_partition(self, partition: TopicPartition) -> int | None:
         return self.leaders.get(partition)
 
+    def add_listener(self, _: Callable[[Any], None]) -> None:
+        pass
+
     def partitions_for_topic(self, topic: str) -> set[int] | None:
         return {each.partition for each in self.leaders if each.topic == topic} or None
 

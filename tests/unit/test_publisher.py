@@ -937,6 +937,31 @@ async def test_copies_of_a_callers_id_meet_in_one_partition(kafka: FakeKafka, st
     assert kafka.flights[-1].headers == [[("dedupe", b"shop"), ("replay", b"1")]]
 
 
+async def test_a_topic_that_gets_more_partitions_has_ids_in_all_of_them(kafka: FakeKafka, start: Starter) -> None:
+    """From the next metadata on, whoever asked for it."""
+    publisher = await start(led_by(1, 1))
+    ids = [b"order-%d" % n for n in range(30)]
+
+    async def partitions() -> set[int | None]:
+        batches = [publisher.publish(Record(TOPIC, None, id_, b"v", 1_000, b"shop")) for id_ in ids]
+        await idle()
+        while any(not flight.reply.done() for flight in kafka.flights):
+            for flight in kafka.flights:
+                if not flight.reply.done():
+                    flight.answer()
+            await idle()
+        return {batch.partition for batch in batches}
+
+    assert await partitions() == {0, 1}
+    kafka.lead(led_by(1, 1, 1, 1))
+    assert await partitions() == {0, 1, 2, 3}
+    kafka.lead({})
+    with pytest.raises(PublisherRefusal):
+        await partitions()
+    kafka.lead(led_by(1, 1, 1))
+    assert await partitions() == {0, 1, 2}
+
+
 # Many at once
 
 
