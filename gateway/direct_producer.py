@@ -113,9 +113,11 @@ class DirectProducer(AIOKafkaProducer):  # type: ignore[misc]
     def create_batch(self) -> RecordBuilder:
         return RecordBuilder(self._message_accumulator._batch_size, self._message_accumulator._compression_type)
 
-    async def send_to(self, broker: int, partition: TopicPartition, builder: RecordBuilder) -> None:
+    async def send_to(
+        self, broker: int, partition: TopicPartition, builder: RecordBuilder, *, alone: bool = False
+    ) -> None:
         """Returns once Kafka has the batch, however often that takes; `broker` is the partition's leader, as far as is
-        known. One batch a partition at a time.
+        known. One batch a partition at a time. If it is `alone`, it need not wait for others that leave in this turn.
 
         Raises KafkaError: Kafka does not take it. Whoever is cancelled does not know.
         """
@@ -130,8 +132,11 @@ class DirectProducer(AIOKafkaProducer):  # type: ignore[misc]
         numbers.increment_sequence_number(partition, batch.record_count)
         batch.drain_ready()
         accumulator._pending_batches.add(batch)  # where `stop` and the routine look for it
-        self._leave_soon(broker, partition, batch)
         try:
+            if alone:
+                await self._request(broker, {partition: batch})
+            else:
+                self._leave_soon(broker, partition, batch)
             await batch.future
         finally:
             if batch.future.done() and not batch.future.cancelled():

@@ -11,7 +11,7 @@ hangs holds up one batch of each of its partitions and nothing else.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -180,7 +180,7 @@ class KafkaPublisher:
         if producer is None:
             return
         cluster = producer.client.cluster
-        engaged: set[int] = set()
+        leaving: list[tuple[Batch, TopicPartition, int]] = []
         leaderless = False
         for lane, waiting in list(self._waiting.items()):
             if not waiting:
@@ -196,14 +196,17 @@ class KafkaPublisher:
                 if broker is None or broker == -1:
                     leaderless = True
                 elif broker not in self._busy_brokers and partition not in self._busy:
-                    engaged.add(broker)
                     if pinned is None:
                         self._next_partition[topic] = first + step + 1
-                    self._send(producer, waiting.popleft(), partition, broker)
+                    self._busy.add(partition)
+                    leaving.append((waiting.popleft(), partition, broker))
                     self._waiting[lane] = self._waiting.pop(lane)
             if waiting and (leaderless or not partitions):
                 self._look_for_leaders(producer)
-        self._busy_brokers |= engaged
+        batches = Counter(broker for _, _, broker in leaving)
+        for batch, partition, broker in leaving:
+            self._send(producer, batch, partition, broker, alone=batches[broker] == 1)
+        self._busy_brokers |= batches.keys()
 
     def _look_for_leaders(self, producer: DirectProducer) -> None:
         """Ask for metadata, then dispatch again: what is under way may hang, and its end never bring us back."""
@@ -216,22 +219,25 @@ class KafkaPublisher:
         self._leader_retry_due = False
         self._dispatch_soon()
 
-    def _send(self, producer: DirectProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
+    def _send(
+        self, producer: DirectProducer, batch: Batch, partition: TopicPartition, broker: int, *, alone: bool
+    ) -> None:
         batch.partition = partition.partition
         batch.sent = True
-        self._busy.add(partition)
-        task = self._loop.create_task(self._deliver(producer, batch, partition, broker))
+        task = self._loop.create_task(self._deliver(producer, batch, partition, broker, alone=alone))
         self._deliveries[task] = producer
         task.add_done_callback(self._deliveries.pop)
 
-    async def _deliver(self, producer: DirectProducer, batch: Batch, partition: TopicPartition, broker: int) -> None:
+    async def _deliver(
+        self, producer: DirectProducer, batch: Batch, partition: TopicPartition, broker: int, *, alone: bool
+    ) -> None:
         """One batch, until Kafka has answered, however late."""
         outcome = Outcome.FAILED
         try:
             if batch.outcome.done():  # its deadline came just before us, and what was in it is elsewhere
                 outcome = Outcome.EXPIRED
                 return
-            await producer.send_to(broker, partition, batch.builder)
+            await producer.send_to(broker, partition, batch.builder, alone=alone)
             outcome = Outcome.DELIVERED
         except (KafkaError, OSError) as error:
             log.error(

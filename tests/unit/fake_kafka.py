@@ -24,6 +24,7 @@ class Flight:
     partition: int
     wire: bytes
     reply: asyncio.Future[None]
+    alone: bool  # whether no other left for its broker in the same turn
 
     @property
     def records(self) -> list[tuple[bytes, bytes, int]]:
@@ -129,10 +130,10 @@ class FakeProducer:
     def create_batch(self) -> RecordBuilder:
         return RecordBuilder(self.options["max_batch_size"], 0)
 
-    async def send_to(self, broker: int, partition: TopicPartition, builder: RecordBuilder) -> None:
+    async def send_to(self, broker: int, partition: TopicPartition, builder: RecordBuilder, *, alone: bool) -> None:
         assert broker == self._kafka.leaders[partition]
         if self._kafka.send_fault is not None:
             raise self._kafka.send_fault
         reply: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._kafka.flights.append(Flight(self, *partition, bytes(builder._build()), reply))
+        self._kafka.flights.append(Flight(self, *partition, bytes(builder._build()), reply, alone))
         await reply

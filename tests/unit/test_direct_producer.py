@@ -144,12 +144,26 @@ def batch_of(producer: DirectProducer, *values: bytes) -> BatchBuilder:
     return builder
 
 
+@pytest.fixture(params=[False, True], ids=["together", "alone"])
+def alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to leave."""
+    monkeypatch.setitem(send.__kwdefaults__, "alone", request.param)
+
+
+both_ways = pytest.mark.usefixtures("alone")
+
+
 def send(
-    producer: DirectProducer, partition: TopicPartition, *values: bytes, broker: int | None = None
+    producer: DirectProducer,
+    partition: TopicPartition,
+    *values: bytes,
+    broker: int | None = None,
+    alone: bool = False,
 ) -> asyncio.Task[None]:
     """To the leader as far as the producer knows it; in a task, as `gateway.publisher` does."""
     broker = broker or producer.client.cluster.leader_for_partition(partition)
-    return asyncio.get_running_loop().create_task(producer.send_to(broker, partition, batch_of(producer, *values)))
+    batch = batch_of(producer, *values)
+    return asyncio.get_running_loop().create_task(producer.send_to(broker, partition, batch, alone=alone))
 
 
 def is_tidy(producer: DirectProducer) -> bool:
@@ -317,6 +331,7 @@ def test_the_bytes_of_a_request_are_those_that_aiokafka_makes(
     assert LeanRequest(*fields).build(version).encode() == ProduceRequest(*fields).build(version).encode()
 
 
+@both_ways
 async def test_a_batch_that_was_sent_waits_for_no_collector(kafka: ScriptedKafka, producer: DirectProducer) -> None:
     """A megabyte each, which the collector would not see for thousands of them."""
     await send(producer, P0, b"first")
@@ -335,6 +350,7 @@ async def test_a_batch_that_was_sent_waits_for_no_collector(kafka: ScriptedKafka
 # What Kafka answers
 
 
+@both_ways
 async def test_a_good_answer_needs_no_routine(kafka: ScriptedKafka, producer: DirectProducer) -> None:
     for number in range(3):
         await send(producer, P0, b"a%d" % number, b"b%d" % number)
@@ -371,6 +387,7 @@ RETRIABLE = [
 ]
 
 
+@both_ways
 @pytest.mark.parametrize("times", [1, 2, 7])
 @pytest.mark.parametrize("fault", RETRIABLE)
 async def test_what_may_be_tried_again_is_the_same_batch(
@@ -390,6 +407,7 @@ async def test_what_may_be_tried_again_is_the_same_batch(
     assert is_tidy(producer)
 
 
+@both_ways
 async def test_a_duplicate_is_a_success(kafka: ScriptedKafka, producer: DirectProducer) -> None:
     """Kafka has it, and does not know any more where."""
     kafka.faults.append(answers(DuplicateSequenceNumber.errno))
@@ -399,6 +417,7 @@ async def test_a_duplicate_is_a_success(kafka: ScriptedKafka, producer: DirectPr
     assert len(kafka.sent) == 3
 
 
+@both_ways
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize(
     ("fault", "raised"),
@@ -428,6 +447,7 @@ async def test_what_kafka_does_not_take_is_raised(
     assert is_tidy(producer)
 
 
+@both_ways
 @pytest.mark.parametrize("error", [ValueError(), OSError(), KeyError(), AssertionError()], ids=repr)
 async def test_the_unexpected_is_raised_as_kafkas(
     kafka: ScriptedKafka, producer: DirectProducer, error: Exception
@@ -441,6 +461,7 @@ async def test_the_unexpected_is_raised_as_kafkas(
     assert not producer._message_accumulator._batches
 
 
+@both_ways
 async def test_sequences_have_no_gaps_over_many_batches(kafka: ScriptedKafka, producer: DirectProducer) -> None:
     """Four partitions at once, every third request fails in one of the ways above."""
     faults = [each.values[0] for each in RETRIABLE if each.id != "hangs"]
@@ -473,6 +494,7 @@ async def test_sequences_have_no_gaps_over_many_batches(kafka: ScriptedKafka, pr
     assert is_tidy(producer)
 
 
+@both_ways
 async def test_a_leader_may_move_to_a_broker_that_is_busy(kafka: ScriptedKafka, producer: DirectProducer) -> None:
     """The routine does not know of what goes directly: neither waits for the other, neither is lost."""
     answered = asyncio.Event()
@@ -492,6 +514,7 @@ async def test_a_leader_may_move_to_a_broker_that_is_busy(kafka: ScriptedKafka, 
     assert kafka.log == {P2: [b"other", b"next"], P0: [b"moved", b"next"]}
 
 
+@both_ways
 async def test_a_leader_that_moves_back_and_forth(kafka: ScriptedKafka, producer: DirectProducer) -> None:
     """While each broker has a batch of another partition, and answers that one with errors, too."""
     for number in range(20):
@@ -500,6 +523,7 @@ async def test_a_leader_that_moves_back_and_forth(kafka: ScriptedKafka, producer
     assert kafka.log == {each: [b"%d" % number for number in range(20)] for each in (P0, P1, P2)}
 
 
+@both_ways
 async def test_a_partition_without_leader_is_waited_for(kafka: ScriptedKafka, producer: DirectProducer) -> None:
     leader = kafka.leaders.pop(P0)
     kafka.faults.append(answers(LeaderNotAvailableError.errno))
@@ -512,6 +536,13 @@ async def test_a_partition_without_leader_is_waited_for(kafka: ScriptedKafka, pr
 
 
 # What leaves together
+
+
+async def test_what_leaves_alone_waits_for_no_other(kafka: ScriptedKafka, producer: DirectProducer) -> None:
+    together = send(producer, P0, b"one")
+    alone = send(producer, P1, b"one", alone=True)
+    await asyncio.gather(together, alone)
+    assert kafka.requests == [(1, [P1]), (1, [P0])]
 
 
 async def test_batches_for_one_broker_leave_in_one_request(kafka: ScriptedKafka, producer: DirectProducer) -> None:
@@ -563,6 +594,7 @@ async def test_what_becomes_of_a_request_becomes_of_each_in_it(
     assert kafka.log == {}
 
 
+@both_ways
 @pytest.mark.parametrize("cancelled", [P0, P1])
 @pytest.mark.parametrize("turns", range(5))
 async def test_whoever_is_cancelled_takes_nobody_along(
@@ -578,6 +610,7 @@ async def test_whoever_is_cancelled_takes_nobody_along(
     assert kafka.log[other] == [b"one"]
 
 
+@both_ways
 async def test_no_request_outlives_stop(kafka: ScriptedKafka) -> None:
     kafka.fault, kafka.metadata_hangs = hangs(), True
     producer = new_producer()
@@ -666,6 +699,7 @@ def check_log(kafka: ScriptedKafka, partition: TopicPartition, result: str, *val
     assert [kafka.log[partition].count(value) for value in values] in [[times] * len(values) for times in allowed]
 
 
+@both_ways
 @pytest.mark.parametrize("ending", ["stop", "stop while Kafka hangs", "wait", "wait, refused", "send another"])
 @pytest.mark.parametrize("course", COURSES)
 async def test_whoever_is_cancelled_leaves_no_trouble(
@@ -717,6 +751,7 @@ async def test_whoever_is_cancelled_leaves_no_trouble(
 # Stopping
 
 
+@both_ways
 async def test_stop_waits_for_what_is_under_way(kafka: ScriptedKafka) -> None:
     """In a request, in the pause before the next one, and with the routine."""
     kafka.faults.extend([slow, slow_refusal, NOT_LEADER])
@@ -728,6 +763,7 @@ async def test_stop_waits_for_what_is_under_way(kafka: ScriptedKafka) -> None:
     assert is_tidy(producer)
 
 
+@both_ways
 @pytest.mark.parametrize("after_s", [0.0, BACKOFF_S / 2, BACKOFF_S + METADATA_S / 2, 1.0])
 @pytest.mark.parametrize("fault", AWAY)
 async def test_stop_may_be_given_up_while_kafka_is_away(kafka: ScriptedKafka, fault: Fault, after_s: float) -> None:
@@ -781,6 +817,7 @@ async def test_the_publisher_stops_in_time_while_kafka_is_away(
     complaints[:] = [each for each in complaints if not is_left_behind(each)]
 
 
+@both_ways
 async def test_stop_ends_although_the_routine_has_a_batch_of_somebody_who_was_cancelled(kafka: ScriptedKafka) -> None:
     """And has to put it back while `stop` waits for the routine."""
     asked, answered = asyncio.Event(), asyncio.Event()
@@ -833,6 +870,7 @@ async def dead_routine(
     complaints[:] = [each for each in complaints if DEAD_ROUTINE not in each["message"]]
 
 
+@both_ways
 async def test_whoever_sends_when_the_routine_is_dead_has_its_error(
     kafka: ScriptedKafka, complaints: list[dict[str, Any]]
 ) -> None:
@@ -845,6 +883,7 @@ async def test_whoever_sends_when_the_routine_is_dead_has_its_error(
     assert kafka.log == {}
 
 
+@both_ways
 @pytest.mark.parametrize("after_s", [0.01, 0.05, 0.06, 0.16])
 @pytest.mark.parametrize(
     "fault",
@@ -870,6 +909,7 @@ async def test_the_routine_dies_while_a_batch_is_under_way(
         check_log(kafka, P0, "raised" if error else "returned", b"one")
 
 
+@both_ways
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_caller_is_cancelled_while_the_routine_dies(
     kafka: ScriptedKafka, complaints: list[dict[str, Any]], turns: int
@@ -928,6 +968,7 @@ class Storm:
         return kafka.append(sent)
 
 
+@both_ways
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_every_batch_is_there_once_whatever_happens(kafka: ScriptedKafka, seed: int) -> None:
     """In order; one that was refused, or whose caller was cancelled, once or not at all, and whenever it likes.

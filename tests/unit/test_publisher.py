@@ -937,6 +937,28 @@ async def test_copies_of_a_callers_id_meet_in_one_partition(kafka: FakeKafka, st
     assert kafka.flights[-1].headers == [[("dedupe", b"shop"), ("replay", b"1")]]
 
 
+async def test_who_leaves_alone_is_told_so(kafka: FakeKafka, start: Starter) -> None:
+    """For its broker: it need not wait for others to share a request with."""
+    publisher = await start(led_by(1, 1, 2))
+
+    async def flights(*partitions: int) -> list[bool]:
+        for partition in partitions:
+            publisher.publish(Record(TOPIC, partition, b"k", b"v", 1_000))
+        await idle()
+        found = sorted((flight.partition, flight.alone) for flight in kafka.flights if not flight.reply.done())
+        assert [partition for partition, _ in found] == sorted(partitions)
+        for flight in kafka.flights:
+            if not flight.reply.done():
+                flight.answer()
+        await idle()
+        return [alone for _, alone in found]
+
+    assert await flights(0) == [True]
+    assert await flights(0, 1) == [False, False]
+    assert await flights(0, 2) == [True, True]
+    assert await flights(2, 1, 0) == [False, False, True]
+
+
 async def test_a_topic_that_gets_more_partitions_has_ids_in_all_of_them(kafka: FakeKafka, start: Starter) -> None:
     """From the next metadata on, whoever asked for it."""
     publisher = await start(led_by(1, 1))
