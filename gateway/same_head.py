@@ -23,8 +23,8 @@ MISSES_MAX = 8  # in a row: such a caller's heads differ
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,7})\r\n", re.IGNORECASE)
 _DIGITS_MAX = 7
-_VALUE = re.compile(rb"[!-~]{1,128}")
 _VALUE_BYTES_MAX = 128
+_VALUE = re.compile(rb"[!-~]{1,%d}" % _VALUE_BYTES_MAX)
 
 
 class Head:

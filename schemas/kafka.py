@@ -82,6 +82,7 @@ async def _fault(ending: Coroutine[Any, Any, None], timeout_s: float) -> str | N
     await asyncio.wait({task}, timeout=timeout_s)
     if not task.done():
         task.cancel()
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else looks at it
         await asyncio.wait({task}, timeout=TOLD_AGAIN_S)
         return f"not done after {timeout_s:g} s"
     if task.cancelled():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
@@ -66,6 +67,11 @@ async def overhears_that_it_is_cancelled() -> None:
         await asyncio.Event().wait()
 
 
+async def fails_when_it_is_cancelled() -> None:
+    await overhears_that_it_is_cancelled()
+    raise KafkaConnectionError
+
+
 async def overhears_it_and_hangs() -> None:
     await overhears_that_it_is_cancelled()
     await hangs()
@@ -78,16 +84,21 @@ async def overhears_it_and_hangs() -> None:
         (fails, 0),
         (hangs, 3),
         (overhears_that_it_is_cancelled, 3),
+        (fails_when_it_is_cancelled, 3),
         (overhears_it_and_hangs, 3 + kafka.TOLD_AGAIN_S),
     ],
 )
 async def test_what_does_not_stop_in_order_is_stopped_by_force(ending: Ending, seconds: float) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     client = Consumer(ending)
     await kafka.stop(client, 3)
     assert now() == pytest.approx(seconds)
     assert client._client.closed
     await asyncio.wait(client.tasks, timeout=1)
     assert all(task.cancelled() for task in client.tasks)
+    gc.collect()
+    assert not [each for each in complaints if "exception" in each], "an error that nobody has looked at"
 
 
 async def test_what_stops_in_order_is_left_to_it() -> None:
